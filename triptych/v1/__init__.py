@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC code (`make protos`); the sources are in protos/triptych/v1."""
