@@ -1,0 +1,228 @@
+"""DeploymentConfig: the one schema behind the YAML file, the environment and the command line.
+
+Precedence: command line over environment (`TRIPTYCH_STAGES__ENCODER__REPLICAS=2`, two underscores a level) over file over the
+defaults below. Unknown keys are errors. Helm values and `triptych serve --config` share these names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from triptych.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "TRIPTYCH_"
+BUILT_IN_MODEL = "tiny"
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Mode(StrEnum):
+    """`disaggregated`: encoder actors and LLM actors without a tower. `colocated`: LLM actors that carry the tower."""
+
+    DISAGGREGATED = "disaggregated"
+    COLOCATED = "colocated"
+
+
+class DType(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class ModelSection(Section):
+    path: str = Field(BUILT_IN_MODEL, description=f"Checkpoint folder; '{BUILT_IN_MODEL}' is the small model in the package.")
+    name: str = Field("", description="Name that clients may ask for; the folder's name when empty.")
+    dtype: DType = Field(DType.AUTO, description="auto: bfloat16 on a GPU, float32 on a CPU.")
+    device: str = Field("auto", description="auto | cpu | cuda")
+
+
+class ActorSection(Section):
+    """What every actor of a stage asks the cluster for, and how many there are."""
+
+    replicas: int = Field(1, ge=0, le=1024)
+    num_cpus: float = Field(0.5, gt=0, description="Logical CPUs a Ray actor holds; above 0, or the node counts as idle.")
+    num_gpus: float = Field(0, ge=0)
+    num_threads: int = Field(1, ge=1, description="Threads of the stage's CPU arithmetic (OMP_NUM_THREADS).")
+
+
+class EncoderSection(ActorSection):
+    engine: str = Field("torch", description="Vision engine by name.")
+    max_pending_patches: int = Field(262_144, ge=1, description="Admission: patches waiting or running; over it RESOURCE_EXHAUSTED.")
+    max_batch_patches: int = Field(65_536, ge=1, description="Patches fused into one packed forward.")
+    batch_wait_ms: float = Field(2.0, ge=0, description="How long a lone item waits for company.")
+    cache_bytes: int = Field(256 * MIB, ge=0, description="Embedding cache by content key.")
+    media_workers: int = Field(2, ge=1, description="Threads that decode and resize media.")
+
+
+class LanguageSection(ActorSection):
+    attention: str = Field("torch", description="Attention backend by name.")
+    page_size: int = Field(16, ge=1, description="Tokens a KV page holds. Must be equal on prefill and decode actors.")
+    num_pages: int = Field(0, ge=0, description="KV pages; 0: as many as kv_cache_bytes hold.")
+    kv_cache_bytes: int = Field(256 * MIB, ge=0)
+    max_running_requests: int = Field(64, ge=1, description="Sequences that take part in a step.")
+    max_waiting_tokens: int = Field(131_072, ge=1, description="Admission: prompt tokens waiting; over it RESOURCE_EXHAUSTED.")
+    max_step_tokens: int = Field(2_048, ge=1, description="Token budget of one engine step, decode tokens included.")
+    prefill_chunk_tokens: int = Field(1_024, ge=1, description="Most prompt tokens of one request in one step.")
+    max_context_tokens: int = Field(0, ge=0, description="Prompt and answer together; 0: what the model was made for.")
+    enable_prefix_cache: bool = True
+
+
+class StagesSection(Section):
+    encoder: EncoderSection = EncoderSection()
+    prefill: LanguageSection = LanguageSection()
+    decode: LanguageSection = LanguageSection()
+    prefill_decode: LanguageSection = LanguageSection(replicas=0)
+
+
+class TransportSection(Section):
+    lanes: tuple[str, ...] = Field(("local", "shm", "grpc"), description="Lanes allowed, best first. One name forces it.")
+    shared_memory_bytes: int = Field(512 * MIB, ge=0, description="Slab a producer may fill under /dev/shm; 0 turns shm off.")
+    chunk_bytes: int = Field(1 * MIB, ge=4096, le=16 * MIB)
+    lease_s: float = Field(30.0, gt=0, description="A producer keeps a tensor that long without a heartbeat.")
+    unknown_ticket_wait_s: float = Field(10.0, gt=0, description="How long a fetch waits for a ticket the producer has not heard of.")
+
+
+class LimitsSection(Section):
+    max_message_bytes: int = Field(64 * MIB, ge=4096, description="One gRPC message, both directions.")
+    max_image_bytes: int = Field(32 * MIB, ge=1)
+    max_video_bytes: int = Field(56 * MIB, ge=1)
+    max_image_pixels: int = Field(64_000_000, ge=1, description="Width times height in the file's header, before anything is decoded.")
+    max_video_frames: int = Field(4_096, ge=1, description="Frames in the file; how many are sampled is the model's choice.")
+    max_media_items: int = Field(64, ge=0)
+    max_messages: int = Field(1_024, ge=1)
+    max_text_bytes: int = Field(4 * MIB, ge=1)
+    max_stop_strings: int = Field(16, ge=0)
+    max_new_tokens: int = Field(32_768, ge=1, description="Most that sampling.max_tokens may ask for.")
+    max_pending_requests: int = Field(512, ge=1, description="Requests inside the router; over it RESOURCE_EXHAUSTED.")
+
+
+class DefaultsSection(Section):
+    """What a request gets when it does not say."""
+
+    max_tokens: int = Field(512, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+    timeout_s: float = Field(120.0, gt=0, description="Deadline of a request that brings none; also the longest one accepted.")
+
+
+class RouterSection(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(50_051, ge=0, le=65_535, description="0: any free port (printed).")
+    max_attempts: int = Field(4, ge=1, description="How often the walk of a request is begun when actors die under it.")
+    placement: str = Field("least_loaded", description="Placement policy by name.")
+    media_workers: int = Field(2, ge=1, description="Threads that read media headers and tokenize.")
+
+
+class ControlSection(Section):
+    address: str = Field("", description="Ray cluster: empty starts a local one, 'auto' joins the one of this machine, else host:port.")
+    namespace: str = "triptych"
+    reconcile_interval_s: float = Field(0.5, gt=0)
+    health_timeout_s: float = Field(5.0, gt=0, description="An actor that does not answer that long is replaced.")
+    start_timeout_s: float = Field(300.0, gt=0)
+    drain_timeout_s: float = Field(60.0, gt=0, description="An actor taken away may finish its work that long.")
+
+
+class DeploymentConfig(Section):
+    """Everything an operator can set. See `from_sources`."""
+
+    mode: Mode = Mode.DISAGGREGATED
+    model: ModelSection = ModelSection()
+    stages: StagesSection = StagesSection()
+    transport: TransportSection = TransportSection()
+    limits: LimitsSection = LimitsSection()
+    defaults: DefaultsSection = DefaultsSection()
+    router: RouterSection = RouterSection()
+    control: ControlSection = ControlSection()
+
+    @model_validator(mode="after")
+    def _stages_fit_mode(self) -> DeploymentConfig:
+        stages = self.stages
+        if self.mode is Mode.COLOCATED:
+            if stages.prefill_decode.replicas < 1:
+                raise ValueError("mode colocated needs stages.prefill_decode.replicas >= 1")
+            return self
+        if stages.encoder.replicas < 1:
+            raise ValueError("mode disaggregated needs stages.encoder.replicas >= 1")
+        is_split = stages.prefill.replicas >= 1 and stages.decode.replicas >= 1
+        if not is_split and stages.prefill_decode.replicas < 1:
+            raise ValueError("needs prefill and decode replicas >= 1, or stages.prefill_decode.replicas >= 1")
+        if stages.prefill.page_size != stages.decode.page_size:
+            raise ValueError(
+                f"stages.prefill.page_size={stages.prefill.page_size} and stages.decode.page_size={stages.decode.page_size} differ"
+            )
+        return self
+
+    @classmethod
+    def from_sources(
+        cls,
+        file: Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> DeploymentConfig:
+        """Merge file, environment and `overrides` (nested, as from the command line); raises ConfigurationError naming each bad key.
+
+        In mode colocated the replicas of the stages that do not exist there become 0, and prefill_decode gets one
+        unless it was set: `mode: colocated` alone is a complete configuration.
+        """
+        values: dict[str, Any] = {}
+        for layer in (_read_file(file), _read_environment(os.environ if environment is None else environment), overrides or {}):
+            values = _merge(values, layer)
+        if values.get("mode") == Mode.COLOCATED:
+            values = _merge(_COLOCATED_DEFAULTS, values)
+            values = _merge(values, _COLOCATED_FIXED)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {item['msg']}" for item in error.errors()]
+            field = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise ConfigurationError("; ".join(lines), field=field) from None
+
+
+_COLOCATED_DEFAULTS: dict[str, Any] = {"stages": {"prefill_decode": {"replicas": 1}}}
+_COLOCATED_FIXED: dict[str, Any] = {"stages": {"encoder": {"replicas": 0}, "prefill": {"replicas": 0}, "decode": {"replicas": 0}}}
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"configuration file {file}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"configuration file {file}: expected a mapping at the top, found {type(values).__name__}")
+    return values
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, text in sorted(environment.items()):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        *path, leaf = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        nested: dict[str, Any] = {leaf: yaml.safe_load(text)}
+        for part in reversed(path):
+            nested = {part: nested}
+        values = _merge(values, nested)
+    return values
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both_nested else value
+    return merged
