@@ -1,0 +1,1 @@
+"""Model families. Each lives in a package of its own."""

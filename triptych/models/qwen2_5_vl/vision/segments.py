@@ -1,0 +1,41 @@
+"""Packed patches cut into segments that attend only within themselves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SegmentGroup:
+    """All segments of one length. `rows` names their patches, [num_segments * length] int64."""
+
+    length: int
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of one packed forward pass, with everything an attention may need made once, not per block.
+
+    `cu_seqlens` [num_segments + 1] int32 on the device is where each segment starts, and the end, as kernels for
+    packed attention want it. `max_length` is a host value. `groups` holds the segments by length, and is empty when
+    all are `max_length` long.
+    """
+
+    cu_seqlens: Tensor
+    max_length: int
+    groups: tuple[SegmentGroup, ...]
+
+    @classmethod
+    def from_lengths(cls, lengths: np.ndarray, device: torch.device) -> "Segments":
+        """From the lengths of consecutive segments, [num_segments] int64 on the host."""
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        distinct = np.unique(lengths).tolist()
+        groups = []
+        for length in distinct if len(distinct) > 1 else []:
+            rows = starts[:-1][lengths == length][:, None] + np.arange(length)
+            groups.append(SegmentGroup(length, torch.from_numpy(rows.reshape(-1)).to(device)))
+        cu_seqlens = torch.from_numpy(starts.astype(np.int32)).to(device)
+        return cls(cu_seqlens, distinct[-1], tuple(groups))
