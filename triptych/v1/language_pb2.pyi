@@ -8,12 +8,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Prompt(_message.Message):
-    __slots__ = ("token_ids", "media")
+    __slots__ = ("token_ids", "media", "num_generated_tokens")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     media: _containers.RepeatedCompositeFieldContainer[MediaPlacement]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[MediaPlacement, _Mapping]]] = ...) -> None: ...
+    num_generated_tokens: int
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[MediaPlacement, _Mapping]]] = ..., num_generated_tokens: _Optional[int] = ...) -> None: ...
 
 class MediaPlacement(_message.Message):
     __slots__ = ("offset", "length", "kind", "grid", "second_per_grid_t", "content_key", "ticket", "media")
