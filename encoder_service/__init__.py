@@ -1,0 +1,1 @@
+"""The encode stage: pictures and videos in, embeddings held under leases out."""

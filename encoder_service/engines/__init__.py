@@ -1,0 +1,62 @@
+"""Vision engines by name: what runs the tower."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from triptych.errors import ConfigurationError
+from triptych.models.qwen2_5_vl.config import ModelConfig
+from triptych.models.qwen2_5_vl.grid import Grid
+
+
+@dataclass(frozen=True)
+class WeightCount:
+    """Weights that an engine holds, counted on its live modules."""
+
+    num_visual_parameters: int
+    num_language_parameters: int
+    num_bytes: int
+
+
+class VisionEngine(Protocol):
+    """Runs the vision tower. All calls come from one thread."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def encode(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+        """Patches [num_patches, patch_dim] of each grid, in one packed forward, to embeddings [num_tokens, hidden].
+
+        Each embedding owns its memory.
+        """
+        ...
+
+    def weights(self) -> WeightCount: ...
+
+
+LoadEngine = Callable[[Path, ModelConfig, torch.dtype, torch.device], VisionEngine]
+
+
+def engine_registry() -> Mapping[str, LoadEngine]:
+    """Engines by the name that stages.encoder.engine gives."""
+    from encoder_service.engines.torch import TorchVisionEngine
+
+    return {"torch": TorchVisionEngine.load}
+
+
+def load_engine(name: str, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> VisionEngine:
+    """Loads the tower's weights, `visual.*` alone. Takes seconds: not for an event loop.
+
+    Raises ConfigurationError for an unknown name, ModelError for an unfit checkpoint.
+    """
+    registry = engine_registry()
+    if name not in registry:
+        raise ConfigurationError(
+            f"stages.encoder.engine is {name!r}, expected one of {', '.join(sorted(registry))}",
+            field="stages.encoder.engine",
+        )
+    return registry[name](folder, config, dtype, device)

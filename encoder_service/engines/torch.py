@@ -1,0 +1,44 @@
+"""The engine that runs everywhere: the tower in plain torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from encoder_service.engines import WeightCount
+from triptych.models.qwen2_5_vl.config import ModelConfig
+from triptych.models.qwen2_5_vl.grid import Grid
+from triptych.models.qwen2_5_vl.vision import VisionTower
+from triptych.models.qwen2_5_vl.weights import load_vision_tower
+
+
+class TorchVisionEngine:
+    """One packed forward a batch."""
+
+    def __init__(self, tower: VisionTower) -> None:
+        parameter = next(tower.parameters())
+        self.dtype = parameter.dtype
+        self.device = parameter.device
+        self._tower = tower
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> "TorchVisionEngine":
+        return cls(load_vision_tower(folder, config, dtype, device))
+
+    @torch.inference_mode()
+    def encode(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+        packed = torch.cat(list(patches)).to(device=self.device, dtype=self.dtype)
+        embeddings: Tensor = self._tower(packed, grids)
+        merge = self._tower.config.spatial_merge_size
+        parts = torch.split(embeddings, [grid.num_tokens(merge) for grid in grids])
+        # A view would keep the whole batch in memory for as long as one item of it is cached or leased.
+        return [part.clone() for part in parts] if len(parts) > 1 else list(parts)
+
+    def weights(self) -> WeightCount:
+        parameters = list(self._tower.parameters())
+        return WeightCount(
+            num_visual_parameters=sum(parameter.numel() for parameter in parameters),
+            num_language_parameters=0,
+            num_bytes=sum(parameter.nbytes for parameter in parameters),
+        )

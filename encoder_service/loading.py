@@ -1,0 +1,39 @@
+"""Puts a stage together from the configuration."""
+
+import asyncio
+from pathlib import Path
+
+from encoder_service.engines import load_engine
+from encoder_service.precision import resolve_device, resolve_dtype
+from encoder_service.stage import EncoderStage, StageSettings
+from encoder_service.tickets import ProducedTensors
+from triptych.config import DeploymentConfig
+from triptych.media.layout import MediaProcessing
+from triptych.models.qwen2_5_vl.config import ModelConfig
+from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
+from triptych.models_folder import resolve_model_folder
+
+
+async def load_stage(config: DeploymentConfig, producer_id: str) -> EncoderStage:
+    """Reads the checkpoint's `visual.*` tensors, and no others, on a thread; the stage is still to be started.
+
+    `producer_id` is the actor's incarnation id. Raises ModelError or ConfigurationError.
+    """
+    folder = resolve_model_folder(config.model.path)
+    return await asyncio.to_thread(_load_stage, config, folder, producer_id)
+
+
+def _load_stage(config: DeploymentConfig, folder: Path, producer_id: str) -> EncoderStage:
+    model = ModelConfig.from_folder(folder)
+    device = resolve_device(config.model)
+    dtype = resolve_dtype(config.model, device)
+    engine = load_engine(config.stages.encoder.engine, folder, model, dtype, device)
+    produced = ProducedTensors(
+        producer_id=producer_id,
+        model_fingerprint=model_fingerprint(folder),
+        dtype=dtype,
+        hidden_size=model.vision.out_hidden_size,
+        merge_size=model.vision.spatial_merge_size,
+    )
+    settings = StageSettings(config.stages.encoder, config.limits, config.transport)
+    return EncoderStage(settings, engine, MediaProcessing.from_folder(folder), produced)

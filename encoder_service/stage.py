@@ -1,0 +1,189 @@
+"""The encode stage without its network side: admission, work, and leases on what was made."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from encoder_service.admission import PatchAdmission
+from encoder_service.batcher import Batcher
+from encoder_service.cache import EmbeddingCache
+from encoder_service.engines import VisionEngine, WeightCount
+from encoder_service.items import Embedding, EncodeItem, MediaItem
+from encoder_service.pipeline import EncodePipeline, PendingEmbedding
+from encoder_service.tickets import ProducedTensors, check_tickets
+from triptych.config import EncoderSection, LimitsSection, TransportSection
+from triptych.errors import Cancelled, InternalError, TriptychError, Unavailable
+from triptych.media.layout import MediaProcessing
+from triptych.transport.lease import LeaseTable
+from triptych.transport.ticket import Ticket
+from triptych.v1 import admin_pb2
+
+_DRAIN_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The sections of the configuration that the stage obeys."""
+
+    encoder: EncoderSection
+    limits: LimitsSection
+    transport: TransportSection
+
+
+class EncoderStage:
+    """Pictures and videos in; embeddings under leases, or straight to a caller in this process, out.
+
+    Belongs to one event loop. `start` before use, `close` at the end.
+    """
+
+    def __init__(
+        self, settings: StageSettings, engine: VisionEngine, processing: MediaProcessing, produced: ProducedTensors
+    ) -> None:
+        encoder = settings.encoder
+        self.produced = produced
+        self.leases = LeaseTable(settings.transport.lease_s, settings.transport.unknown_ticket_wait_s)
+        self._engine = engine
+        self._limits = settings.limits
+        self._admission = PatchAdmission(encoder.max_pending_patches)
+        self._cache = EmbeddingCache(encoder.cache_bytes)
+        self._batcher = Batcher(engine, encoder.max_batch_patches, encoder.batch_wait_ms / 1000)
+        self._pipeline = EncodePipeline(
+            self._admission, self._cache, self._batcher, processing, settings.limits, encoder.media_workers
+        )
+        self._sweeper: asyncio.Task[None] | None = None
+        self._num_calls = 0
+        self._is_draining = False
+
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._engine.dtype
+
+    def start(self) -> None:
+        self._pipeline.start()
+        self._sweeper = asyncio.create_task(self.leases.run(), name="encoder-lease-sweeper")
+
+    async def encode(self, items: Sequence[EncodeItem], pending_lease_s: float) -> list[Embedding]:
+        """Encodes all items; each ticket is granted as soon as its own embedding is there, or failed with its error.
+
+        Answers when all are done, and raises the first error in the order of the items. A call that is cancelled or
+        fails drops what is not encoded yet and every lease that nobody is reading. `pending_lease_s` is how long
+        tickets may stay pending without a consumer's heartbeat: the time the caller gives.
+        """
+        tickets = [item.ticket for item in items]
+        try:
+            pending = self._admit(items)
+        except TriptychError as error:
+            self._fail(tickets, error)
+            raise
+        for ticket, embedding in zip(tickets, pending, strict=True):
+            self.leases.expect(ticket.ticket_id, pending_lease_s)
+            embedding.future.add_done_callback(partial(self._hand_over, ticket, embedding))
+        try:
+            return await self._wait(pending)
+        except asyncio.CancelledError:
+            self._fail(tickets, Cancelled("the Encode call was cancelled or its deadline passed"))
+            raise
+        except Exception as error:
+            self._fail(tickets, _typed(error))
+            raise
+
+    async def embed(self, items: Sequence[MediaItem]) -> list[Embedding]:
+        """Encodes for a caller in this process, without tickets. Errors as `encode`; cancelling drops the work."""
+        self._check_is_taking_work()
+        return await self._wait(self._pipeline.admit(items))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Takes no new work from now on; True when all work ended and all leases went within `timeout_s`."""
+        self._is_draining = True
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while not self._is_idle():
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(_DRAIN_POLL_S)
+        return True
+
+    async def close(self) -> None:
+        """Ends what runs with Unavailable, lets go of all tensors and threads. Idempotent."""
+        self._is_draining = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._pipeline.close()
+        self.leases.close()
+
+    def counters(self) -> admin_pb2.EncoderCounters:
+        items, batches = self._pipeline.counters, self._batcher.counters
+        return admin_pb2.EncoderCounters(
+            accepted_items=items.accepted_items,
+            rejected_items=items.rejected_items,
+            encoded_items=batches.encoded_items,
+            encoded_patches=batches.encoded_patches,
+            num_batches=batches.num_batches,
+            pending_patches=self._admission.pending_patches,
+            max_pending_patches=self._admission.max_pending_patches,
+            cache_hits=items.cache_hits,
+            cache_items=len(self._cache),
+            cache_bytes=self._cache.num_bytes,
+        )
+
+    def weights(self) -> WeightCount:
+        """Counted on the live modules."""
+        return self._engine.weights()
+
+    def _admit(self, items: Sequence[EncodeItem]) -> list[PendingEmbedding]:
+        self._check_is_taking_work()
+        try:
+            media_items = check_tickets(items, self.produced, self._limits)
+        except TriptychError:
+            self._pipeline.counters.rejected_items += len(items)
+            raise
+        return self._pipeline.admit(media_items)
+
+    async def _wait(self, pending: Sequence[PendingEmbedding]) -> list[Embedding]:
+        futures = [embedding.future for embedding in pending]
+        self._num_calls += 1
+        try:
+            await asyncio.wait(futures)
+            # Looking at all of them, so that a second error does not count as forgotten.
+            errors = [error for embedding in pending if (error := embedding.error()) is not None]
+            if errors:
+                raise errors[0]
+            return [embedding.result() for embedding in pending]
+        finally:
+            self._num_calls -= 1
+            for future in futures:
+                future.cancel()
+
+    def _hand_over(self, ticket: Ticket, embedding: PendingEmbedding, future: "asyncio.Future[Embedding]") -> None:
+        if future.cancelled():
+            return
+        error = embedding.error()
+        if error is None:
+            self.leases.grant(ticket.ticket_id, future.result().tensor)
+        else:
+            self.leases.fail(ticket.ticket_id, _typed(error))
+
+    def _fail(self, tickets: Sequence[Ticket], error: TriptychError) -> None:
+        """Waiting and later fetches get the error that the caller gets. What is being read goes when it was read."""
+        for ticket in tickets:
+            self.leases.fail(ticket.ticket_id, error)
+
+    def _check_is_taking_work(self) -> None:
+        if self._is_draining:
+            raise Unavailable(f"encoder {self.produced.producer_id} is going away and takes no new work")
+
+    def _is_idle(self) -> bool:
+        leases = self.leases.counters()
+        is_working = self._num_calls or self._pipeline.num_in_flight
+        return not is_working and leases.held_leases == 0 and leases.pending == 0
+
+
+def _typed(error: BaseException) -> TriptychError:
+    return error if isinstance(error, TriptychError) else InternalError(f"encoding failed: {error!r}")

@@ -1,0 +1,33 @@
+"""PNG files may carry their metadata (EXIF orientation) behind the pixels; a header reader wants it in front."""
+
+import struct
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHUNK_OVERHEAD = 12  # length, type, CRC
+_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+
+
+def move_metadata_first(data: bytes) -> bytes:
+    """The same PNG with the metadata chunks that follow the pixels put before them; `data` itself when there are none.
+
+    The pixels stay untouched. A file that ends inside a chunk keeps its end as it is, for the decoder to complain.
+    """
+    first_pixels = -1
+    late: list[bytes] = []
+    kept: list[bytes] = []
+    position = kept_from = len(_SIGNATURE)
+    while position + _CHUNK_OVERHEAD <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + _CHUNK_OVERHEAD + length
+        if end > len(data) or kind == b"IEND":
+            break
+        if kind == b"IDAT" and first_pixels < 0:
+            first_pixels = kept_from = position
+        elif kind in _METADATA and first_pixels >= 0:
+            late.append(data[position:end])
+            kept.append(data[kept_from:position])
+            kept_from = end
+        position = end
+    if not late:
+        return data
+    return b"".join([data[:first_pixels], *late, *kept, data[kept_from:]])
