@@ -1,0 +1,24 @@
+"""What the admin service needs of whoever creates and removes actors."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from router.control.membership import StageName
+from triptych.v1 import admin_pb2
+
+
+class Scaler(Protocol):
+    """Sets how many actors a stage should have, and says what there is; the controller implements it."""
+
+    def topology(self) -> list[admin_pb2.StageStatus]:
+        """Every stage of the deployment with its wanted count and its actors, whatever their state."""
+        ...
+
+    async def scale(self, stage: StageName, num_actors: int, *, wait: bool, timeout_s: float) -> admin_pb2.StageStatus:
+        """Takes the wish; with `wait` returns only when the stage has that many ready actors and no other.
+
+        Raises InvalidRequest for a stage that the deployment's mode does not have, and DeadlineExceeded when `wait`
+        takes longer than `timeout_s`.
+        """
+        ...

@@ -1,0 +1,110 @@
+"""The way of a request through the router: admit, prepare, walk, turn tokens into text, sum up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+
+from router.control.membership import Membership
+from router.dispatch.admission import Admission
+from router.dispatch.answer_text import AnswerText
+from router.dispatch.channel_sweeper import ChannelSweeper
+from router.dispatch.generation import Generation, WalkResources
+from router.dispatch.loads import LoadLedger
+from router.dispatch.placement import create_placement_policy
+from router.dispatch.placer import Placer
+from router.dispatch.preparation import Preparation
+from router.dispatch.prepared_request import PreparedRequest
+from router.dispatch.stage_calls import StageCalls
+from router.dispatch.step_streams import StepStreams
+from router.dispatch.summary import AnswerClock, make_summary
+from router.dispatch.tickets import TicketMaker
+from triptych.config import DeploymentConfig
+from triptych.errors import DeadlineExceeded
+from triptych.models.qwen2_5_vl.config import ModelConfig
+from triptych.rpc.channels import ChannelPool
+from triptych.rpc.deadline import Deadline
+from triptych.v1 import common_pb2, inference_pb2
+
+
+class Dispatcher:
+    """Answers requests with the actors of a membership. Lives on one event loop; reads the model's folder when made."""
+
+    def __init__(
+        self, config: DeploymentConfig, model_name: str, folder: Path, membership: Membership, channels: ChannelPool
+    ) -> None:
+        self._max_attempts = config.router.max_attempts
+        self._model_name = model_name
+        self._admission = Admission(config.limits.max_pending_requests)
+        self._preparation = Preparation(config, model_name, folder)
+        self._loads = LoadLedger()
+        self._sweeper = ChannelSweeper(channels, membership, self._loads)
+        text = ModelConfig.from_folder(folder).text
+        policy = create_placement_policy(config.router.placement)
+        self._resources = WalkResources(
+            placer=Placer(config.mode, membership, policy, self._loads),
+            calls=StageCalls(channels, membership),
+            streams=StepStreams(channels, membership),
+            loads=self._loads,
+            tickets=TicketMaker(text, config.stages.prefill.page_size, config.transport.lease_s),
+        )
+
+    @property
+    def num_pending(self) -> int:
+        """Requests inside the router now."""
+        return self._admission.num_pending
+
+    def load_of(self, actor_id: str) -> int:
+        """How busy this router keeps an actor: patches, prompt tokens and requests together; 0 when it is idle."""
+        load = self._loads.of(actor_id)
+        return load.num_patches + load.num_prompt_tokens + load.num_requests
+
+    async def generate(
+        self, request: inference_pb2.GenerateRequest, deadline: Deadline
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """Chunks as tokens come, then the summary. Closing the generator cancels the request on every actor.
+
+        Raises TriptychErrors: Overloaded when the router is full, those of `Preparation`, Unavailable when a stage has
+        no actor, DeadlineExceeded, and what the stages answered.
+        """
+        clock = AnswerClock(time.monotonic())
+        with self._admission.admit():
+            try:
+                async with asyncio.timeout(deadline.remaining_s()):
+                    prepared = await self._preparation.prepare(request)
+            except TimeoutError:
+                raise DeadlineExceeded("the deadline passed while the request was prepared") from None
+            async with aclosing(self._answer(prepared, clock, deadline)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def close(self) -> None:
+        """Ends the step streams and threads. Requests that still run fail with Unavailable."""
+        await self._resources.streams.close()
+        await self._resources.calls.close()
+        await self._sweeper.close()
+        self._preparation.close()
+
+    async def _answer(
+        self, request: PreparedRequest, clock: AnswerClock, deadline: Deadline
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        generation = Generation(request, self._resources, self._max_attempts, deadline)
+        text = AnswerText(self._preparation.detokenizer(), request.sampling.stop)
+        finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
+        num_tokens = 0
+        async with aclosing(generation.tokens()) as arriving:
+            async for tokens in arriving:
+                clock.note_tokens(time.monotonic())
+                piece = text.push(tokens.token_ids, is_last=tokens.is_last)
+                num_tokens += len(piece.token_ids)
+                finish_reason = common_pb2.FINISH_REASON_STOP if piece.is_stopped else tokens.finish_reason
+                if piece.text or piece.token_ids:
+                    chunk = inference_pb2.TokenChunk(text=piece.text, token_ids=piece.token_ids)
+                    yield inference_pb2.GenerateResponse(chunk=chunk)
+                if piece.is_stopped:
+                    break
+        summary = make_summary(self._model_name, request, generation, finish_reason, num_tokens, clock)
+        yield inference_pb2.GenerateResponse(summary=summary)

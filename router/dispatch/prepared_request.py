@@ -1,0 +1,45 @@
+"""A request after preparation: everything that the walk needs, decided before anything is encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.sampling import SamplingParameters
+from triptych.v1 import common_pb2
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """A picture or video, measured and placed in the prompt.
+
+    `offset` and `num_tokens` are its placeholders in the prompt; `field` is where it stands in the client's request.
+    """
+
+    media: common_pb2.Media
+    content_key: str
+    grid: common_pb2.Grid
+    second_per_grid_t: float
+    offset: int
+    num_tokens: int
+    field: str
+
+    @property
+    def num_patches(self) -> int:
+        """Patches that enter the vision tower."""
+        return self.grid.t * self.grid.h * self.grid.w
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """`sampling.max_tokens` fits the context length already; `prepare_s` is how long the preparation took."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    media: tuple[MediaItem, ...]
+    sampling: SamplingParameters
+    prepare_s: float
+
+    @property
+    def num_media_tokens(self) -> int:
+        """Prompt tokens that stand for pictures and videos."""
+        return sum(item.num_tokens for item in self.media)

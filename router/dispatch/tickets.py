@@ -1,0 +1,49 @@
+"""Tickets for tensors that do not exist yet: embeddings by their grid, KV pages by the length of the prompt."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from router.control.membership import Member
+from router.dispatch.prepared_request import MediaItem
+from triptych.models.qwen2_5_vl.config import TextConfig
+from triptych.transport.ticket import new_id
+from triptych.v1 import common_pb2
+
+
+@dataclass(frozen=True)
+class TicketMaker:
+    """`page_size` is that of the prefill and decode stages; a producer keeps what nobody fetches for `lease_s`."""
+
+    text: TextConfig
+    page_size: int
+    lease_s: float
+
+    def embedding_ticket(self, item: MediaItem, producer: Member) -> common_pb2.Ticket:
+        """Names [num_tokens, hidden_size] on an encoder."""
+        ticket = self._ticket(producer, [item.num_tokens, self.text.hidden_size])
+        ticket.content_key = item.content_key
+        ticket.grid.CopyFrom(item.grid)
+        ticket.second_per_grid_t = item.second_per_grid_t
+        return ticket
+
+    def kv_ticket(self, num_prompt_tokens: int, producer: Member) -> common_pb2.Ticket:
+        """Names [num_pages, num_layers, 2, page_size, num_kv_heads, head_dim] on a prefill actor."""
+        num_pages = -(-num_prompt_tokens // self.page_size)
+        text = self.text
+        shape = [num_pages, text.num_hidden_layers, 2, self.page_size, text.num_key_value_heads, text.head_dim]
+        return self._ticket(producer, shape)
+
+    def _ticket(self, producer: Member, shape: list[int]) -> common_pb2.Ticket:
+        return common_pb2.Ticket(
+            ticket_id=new_id(),
+            producer_id=producer.actor_id,
+            producer_endpoint=producer.endpoint,
+            producer_host_id=producer.host_id,
+            model_fingerprint=producer.model_fingerprint,
+            dtype=producer.dtype,
+            shape=shape,
+            lanes=producer.lanes,
+            lease_deadline_s=time.time() + self.lease_s,
+        )

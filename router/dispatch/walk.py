@@ -1,0 +1,148 @@
+"""The walk of a request: encode, prefill and decode, all called at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import ExitStack, asynccontextmanager
+
+from router.control.membership import Member
+from router.dispatch.client_fields import in_client_terms
+from router.dispatch.first_cause import first_cause, wait_for_earlier_failures
+from router.dispatch.loads import Load, LoadHold, LoadLedger
+from router.dispatch.placer import Placement
+from router.dispatch.stage_calls import StageCalls
+from router.dispatch.stage_requests import EncodeShare, StageRequests
+from router.dispatch.step_streams import StepStreams
+from router.dispatch.token_queue import TokenQueue, Tokens
+from router.dispatch.walk_record import WalkRecord
+from triptych.errors import TriptychError
+from triptych.rpc.deadline import Deadline
+from triptych.v1 import language_pb2
+
+# After the last token only figures are still to come; a walk does not wait longer for them.
+LAST_RESPONSE_GRACE_S = 0.5
+
+Leg = asyncio.Task[None]
+
+
+class Walk:
+    """One attempt at a request on the actors of one placement. `record` says how far it came, at any time."""
+
+    def __init__(
+        self, requests: StageRequests, placement: Placement, calls: StageCalls, streams: StepStreams, loads: LoadLedger
+    ) -> None:
+        self.record = WalkRecord(placement)
+        self._requests = requests
+        self._placement = placement
+        self._calls = calls
+        self._streams = streams
+        self._loads = loads
+
+    async def run(self, output: TokenQueue, deadline: Deadline) -> None:
+        """Puts every token into `output` and returns when all legs are done.
+
+        When one fails the others are cancelled, and the error that began it is raised. Whatever ends the walk, its
+        calls are over and its loads and tickets are given back afterwards.
+        """
+        requests, placement = self._requests, self._placement
+        with ExitStack() as held:
+            held.callback(self._release_tickets)
+            patches = [
+                self._hold(held, share.encoder, Load(num_patches=share.num_patches)) for share in requests.shares
+            ]
+            prompt = self._hold(
+                held, placement.first_language_actor, Load(num_prompt_tokens=requests.num_prompt_tokens)
+            )
+            self._hold(held, placement.decode, Load(num_requests=1))
+            steps = held.enter_context(self._streams.subscribe(placement.decode, requests.walk_id))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    legs = [
+                        group.create_task(self._encode(share, load, deadline))
+                        for share, load in zip(requests.shares, patches, strict=True)
+                    ]
+                    if requests.prefill is not None:
+                        legs.append(group.create_task(self._prefill(requests.prefill, tuple(legs), output, deadline)))
+                    before_decode = tuple(legs)
+                    legs.append(group.create_task(self._decode(before_decode, deadline)))
+                    await self._forward(steps, before_decode, output, prompt)
+                    await self._collect_figures(legs)
+            except ExceptionGroup as failures:
+                raise first_cause(failures) from None
+
+    async def _encode(self, share: EncodeShare, load: LoadHold, deadline: Deadline) -> None:
+        async with self._leg(share.encoder, (), share.client_fields):
+            response = await self._calls.encode(share.encoder, share.request, deadline)
+            self.record.encode_results.extend(response.results)
+            load.release()
+
+    async def _prefill(
+        self,
+        request: language_pb2.PrefillRequest,
+        earlier: Collection[Leg],
+        output: TokenQueue,
+        deadline: Deadline,
+    ) -> None:
+        member = self._placement.first_language_actor
+        async with self._leg(member, earlier, self._requests.client_fields):
+            response = await self._calls.prefill(member, request, deadline)
+            self.record.prefill = response
+            first = Tokens((response.first_token_id,), response.finish_reason)
+            self.record.is_answered = first.is_last
+            output.put(first)
+
+    async def _decode(self, earlier: Collection[Leg], deadline: Deadline) -> None:
+        async with self._leg(self._placement.decode, earlier, self._requests.client_fields):
+            self.record.decode = await self._calls.decode(self._placement.decode, self._requests.decode, deadline)
+
+    async def _forward(self, steps: TokenQueue, earlier: Collection[Leg], output: TokenQueue, prompt: LoadHold) -> None:
+        """Passes on what comes on the step stream, behind the prefill's first token even when it came sooner."""
+        async with self._leg(self._placement.decode, earlier, {}):
+            if self._placement.prefill is not None:
+                await asyncio.wait(earlier)
+            while not self.record.is_answered:
+                tokens = await steps.take()
+                prompt.release()
+                self.record.num_decoded += len(tokens.token_ids)
+                self.record.is_answered = tokens.is_last
+                output.put(tokens)
+
+    async def _collect_figures(self, legs: Collection[Leg]) -> None:
+        """The answer is complete: waits shortly for the responses that tell timings, and ends what goes on longer."""
+        is_over = self.record.prefill is not None and self.record.prefill.finish_reason
+        _, late = await asyncio.wait(legs, timeout=0 if is_over else LAST_RESPONSE_GRACE_S)
+        for leg in late:
+            leg.cancel()
+
+    @asynccontextmanager
+    async def _leg(
+        self, member: Member, earlier: Collection[Leg], client_fields: dict[str, str]
+    ) -> AsyncIterator[None]:
+        """One leg's treatment of errors: noted, told in the client's terms, after those of the legs before it.
+
+        An error after the answer is complete is none.
+        """
+        try:
+            yield
+        except TriptychError as error:
+            if self.record.is_answered:
+                return
+            self.record.failed_actors.add(member.actor_id)
+            await wait_for_earlier_failures(earlier)
+            raise in_client_terms(error, client_fields) from None
+
+    def _hold(self, held: ExitStack, member: Member, load: Load) -> LoadHold:
+        return held.enter_context(self._loads.take(member.actor_id, load))
+
+    def _release_tickets(self) -> None:
+        """Frees tensors that were made but will not be fetched; calls that still ran let go of theirs by themselves."""
+        record, requests = self.record, self._requests
+        if record.prefill is None and record.num_decoded == 0:
+            encoded = {result.ticket_id for result in record.encode_results}
+            for share in requests.shares:
+                if encoded.issuperset(share.ticket_ids):
+                    self._calls.release(share.encoder, share.ticket_ids)
+        holds_pages = record.prefill is not None and not record.prefill.finish_reason
+        if holds_pages and record.num_decoded == 0 and record.decode is None and self._placement.prefill is not None:
+            self._calls.release(self._placement.prefill, [requests.decode.kv_ticket.ticket_id])

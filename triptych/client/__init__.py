@@ -1,0 +1,23 @@
+"""Asks a running Triptych.
+
+with Client("127.0.0.1:50051") as client:
+    print(client.ask("what is this?", images=["a.png"]).text)
+"""
+
+from triptych.client.answer import Answer
+from triptych.client.asynchronous import AsyncAnswerStream, AsyncClient
+from triptych.client.blocking import AnswerStream, Client
+from triptych.client.content import assistant, image, system, user, video
+
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
+    "AsyncClient",
+    "Client",
+    "assistant",
+    "image",
+    "system",
+    "user",
+    "video",
+]

@@ -1,0 +1,128 @@
+"""AsyncClient: the same for programs with an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Unpack
+
+import grpc
+
+from triptych.client.answer import Answer, AnswerBuilder
+from triptych.client.content import ImageSource, Message, VideoSource
+from triptych.client.request import NO_LIMIT, SamplingOptions, make_request, stage_number
+from triptych.rpc.channels import channel_options
+from triptych.rpc.status import rpc_errors
+from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+
+
+class AsyncClient:
+    """Talks to the router at `endpoint` (host:port). Calls raise the classes of `triptych.errors`.
+
+    `timeout_s` holds for calls that bring none. Belongs to one event loop; use it in an `async with`.
+    """
+
+    def __init__(self, endpoint: str = "127.0.0.1:50051", *, timeout_s: float = 120.0) -> None:
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
+        options = channel_options(NO_LIMIT)
+        self._channel = grpc.aio.insecure_channel(endpoint, options=options)
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    async def ask(
+        self,
+        question: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
+        timeout_s: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Answer:
+        """The answer to a question about pictures and videos, which stand before it in the order given."""
+        return await self.stream(question, images=images, videos=videos, timeout_s=timeout_s, **sampling).answer()
+
+    async def chat(
+        self, messages: Sequence[Message], *, timeout_s: float | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> Answer:
+        """The answer to a chat: `[system("Be brief."), user(image("a.png"), "what is it?")]`, or mappings with role and
+        content."""
+        return await self.stream(messages, timeout_s=timeout_s, **sampling).answer()
+
+    def stream(
+        self,
+        question: str | Sequence[Message],
+        *,
+        images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
+        timeout_s: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AsyncAnswerStream:
+        """The answer as it is generated: iterate over its pieces of text."""
+        request = make_request(question, images, videos, sampling)
+        call = self._inference.Generate(request, timeout=self._timeout(timeout_s))
+        return AsyncAnswerStream(call, self._endpoint)
+
+    async def topology(self) -> admin_pb2.GetTopologyResponse:
+        """Mode, model, and every stage with its actors."""
+        with rpc_errors(self._endpoint):
+            request = admin_pb2.GetTopologyRequest()
+            response: admin_pb2.GetTopologyResponse = await self._admin.GetTopology(request, timeout=self._timeout_s)
+        return response
+
+    async def actor_info(self, actor_id: str) -> admin_pb2.ActorInfo:
+        """What a running actor says about itself: weights, counters, leases."""
+        with rpc_errors(self._endpoint):
+            request = admin_pb2.GetActorInfoRequest(actor_id=actor_id)
+            response: admin_pb2.GetActorInfoResponse = await self._admin.GetActorInfo(request, timeout=self._timeout_s)
+        return response.info
+
+    async def scale(
+        self, stage: str, num_actors: int, *, wait: bool = True, timeout_s: float | None = None
+    ) -> admin_pb2.StageStatus:
+        """Sets the number of actors of a stage; with `wait` returns when it is reached."""
+        request = admin_pb2.ScaleRequest(stage=stage_number(stage), num_actors=num_actors, wait=wait)
+        with rpc_errors(self._endpoint):
+            response: admin_pb2.ScaleResponse = await self._admin.Scale(request, timeout=self._timeout(timeout_s))
+        return response.status
+
+    async def close(self) -> None:
+        """Ends running calls and the connection."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _timeout(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+
+class AsyncAnswerStream:
+    """Iterates over the text as it comes; `answer()` is the whole, waiting for what has not come yet."""
+
+    def __init__(self, call: Any, endpoint: str) -> None:
+        self._call = call
+        self._endpoint = endpoint
+        self._builder = AnswerBuilder()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        with rpc_errors(self._endpoint):
+            async for response in self._call:
+                text = self._builder.add(response)
+                if text:
+                    yield text
+
+    async def answer(self) -> Answer:
+        """The whole answer with its figures."""
+        async for _ in self:
+            pass
+        return self._builder.answer()
+
+    def cancel(self) -> None:
+        """Ends the generation on every actor."""
+        self._call.cancel()
