@@ -1,0 +1,215 @@
+"""The LLM actor: one process with one stage in one role, served over gRPC.
+
+A plain class: the controller makes a Ray actor of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+
+from llm_service.admin import LlmAdminService
+from llm_service.embedder import BuildEmbedder, Embedder
+from llm_service.loading import LoadedModel
+from llm_service.role import Role
+from llm_service.service import LanguageService
+from llm_service.stage import LlmStage
+from triptych.config import DeploymentConfig, LanguageSection
+from triptych.errors import ConfigurationError, Unavailable
+from triptych.rpc.channels import ChannelPool
+from triptych.rpc.server import RpcServer
+from triptych.switch import SWITCH, is_multimodal_disaggregated
+from triptych.transport.fetcher import TensorFetcher
+from triptych.transport.host import host_id, new_incarnation_id
+from triptych.transport.lease import LeaseTable
+from triptych.transport.service import TensorService
+from triptych.transport.ticket import dtype_to_proto
+from triptych.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    common_pb2,
+    language_pb2,
+    language_pb2_grpc,
+    tensor_pb2,
+    tensor_pb2_grpc,
+)
+
+logger = logging.getLogger(__name__)
+
+# Calls that run when the actor stops have been failed already; this is for their answers to leave.
+_STOP_GRACE_S = 1.0
+
+_STAGES = {
+    Role.PREFILL: common_pb2.STAGE_PREFILL,
+    Role.DECODE: common_pb2.STAGE_DECODE,
+    Role.PREFILL_DECODE: common_pb2.STAGE_PREFILL_DECODE,
+}
+
+
+@dataclass
+class _Parts:
+    """What `start` has made so far, in that order; `stop` lets go of it in reverse."""
+
+    channels: ChannelPool
+    embedder: Embedder | None = None
+    fetcher: TensorFetcher | None = None
+    stage: LlmStage | None = None
+    tensor_service: TensorService | None = None
+    server: RpcServer | None = None
+
+
+class LlmActor:
+    """`start`, then calls over gRPC, then `drain` and `stop`.
+
+    The switch is read once, in `start`. With 0 and a `build_embedder` the actor carries a vision tower; with 1 it
+    builds none, whatever it was given. `host` is the address at which other actors reach this process.
+    """
+
+    def __init__(
+        self,
+        config: DeploymentConfig,
+        role: str,
+        build_embedder: BuildEmbedder | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self._config = config
+        self._role = Role(role)
+        self._build_embedder = build_embedder
+        self._host = host
+        self._actor_id = new_incarnation_id(role.replace("_", "-"))
+        self._endpoint = ""
+        self._is_disaggregated = False
+        self._model: LoadedModel | None = None
+        self._parts = _Parts(ChannelPool(config.limits.max_message_bytes))
+
+    async def start(self) -> bytes:
+        """Loads the language model (and the tower with the switch off), serves, answers the serialized ActorInfo.
+
+        Raises ModelError or ConfigurationError, and leaves nothing behind then.
+        """
+        section: LanguageSection = getattr(self._config.stages, self._role)
+        torch.set_num_threads(section.num_threads)
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        info = self._describe()
+        logger.info(
+            "%s serves at %s with %d language and %d visual parameters (%s=%d)",
+            info.actor_id,
+            info.endpoint,
+            info.weights.num_language_parameters,
+            info.weights.num_visual_parameters,
+            SWITCH,
+            self._is_disaggregated,
+        )
+        return info.SerializeToString()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Takes no new work; True when all requests have ended and all KV pages were fetched within `timeout_s`."""
+        stage, server = self._running()
+        await server.set_serving(False)
+        return await stage.drain(timeout_s)
+
+    async def stop(self) -> None:
+        """Ends what runs with Unavailable and lets go of everything. Idempotent."""
+        parts = self._parts
+        if parts.stage is not None:
+            await parts.stage.close()
+        if parts.server is not None:
+            await parts.server.stop(_STOP_GRACE_S)
+        if parts.tensor_service is not None:
+            parts.tensor_service.close()
+        if parts.fetcher is not None:
+            await parts.fetcher.close()
+        if parts.embedder is not None:
+            await parts.embedder.close()
+        await parts.channels.close()
+
+    async def ping(self) -> str:
+        """The incarnation id, for who asks whether this process lives. Raises Unavailable when its engine does not."""
+        stage = self._parts.stage
+        if stage is not None and not stage.is_alive:
+            raise Unavailable(f"the engine of {self._actor_id} has ended")
+        return self._actor_id
+
+    async def _start(self) -> None:
+        config, parts = self._config, self._parts
+        self._is_disaggregated = is_multimodal_disaggregated()
+        self._model = model = await asyncio.to_thread(LoadedModel.load, config.model)
+        if not self._is_disaggregated and self._build_embedder is None:
+            raise ConfigurationError(
+                f"{SWITCH}=0, but this LLM actor was given no vision tower to carry: set it to 1 (mode: disaggregated)",
+                field=SWITCH,
+            )
+        if not self._is_disaggregated and self._build_embedder is not None:
+            parts.embedder = await self._build_embedder(config, self._actor_id)
+        leases = LeaseTable(config.transport.lease_s, config.transport.unknown_ticket_wait_s)
+        parts.fetcher = TensorFetcher(parts.channels, self._actor_id, host_id(), config.transport, model.fingerprint)
+        parts.stage = stage = LlmStage(self._role, config, model, parts.fetcher, leases, parts.embedder)
+        parts.tensor_service = TensorService(leases, self._actor_id, model.fingerprint, config.transport)
+        parts.server = server = RpcServer(self._host, 0, config.limits.max_message_bytes)
+        self._add_services(server, stage, parts.tensor_service)
+        stage.start()
+        self._endpoint = f"{self._host}:{await server.start()}"
+        await server.set_serving(True)
+
+    def _add_services(self, server: RpcServer, stage: LlmStage, tensor_service: TensorService) -> None:
+        server.add(
+            language_pb2_grpc.add_LanguageServiceServicer_to_server,
+            LanguageService(stage, self._config.defaults.timeout_s),
+            language_pb2.DESCRIPTOR.services_by_name["LanguageService"].full_name,
+        )
+        server.add(
+            tensor_pb2_grpc.add_TensorServiceServicer_to_server,
+            tensor_service,
+            tensor_pb2.DESCRIPTOR.services_by_name["TensorService"].full_name,
+        )
+        server.add(
+            admin_pb2_grpc.add_AdminServiceServicer_to_server,
+            LlmAdminService(self._describe),
+            admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+        )
+
+    def _describe(self) -> admin_pb2.ActorInfo:
+        stage, _ = self._running()
+        model, tensor_service, embedder = self._model, self._parts.tensor_service, self._parts.embedder
+        assert model is not None and tensor_service is not None
+        weights = embedder.weights() if embedder is not None else admin_pb2.Weights()
+        leases = stage.leases.counters()
+        return admin_pb2.ActorInfo(
+            actor_id=self._actor_id,
+            stage=_STAGES[self._role],
+            endpoint=self._endpoint,
+            host_id=host_id(),
+            process_id=os.getpid(),
+            model_fingerprint=model.fingerprint,
+            dtype=dtype_to_proto(model.dtype),
+            lanes=tensor_service.lanes,
+            multimodal_disaggregated=self._is_disaggregated,
+            weights=admin_pb2.Weights(
+                num_visual_parameters=weights.num_visual_parameters,
+                num_language_parameters=model.num_parameters + weights.num_language_parameters,
+                num_bytes=model.num_bytes + weights.num_bytes,
+            ),
+            encoder=embedder.counters() if embedder is not None else None,
+            language=stage.counters(),
+            leases=admin_pb2.LeaseCounters(
+                held_leases=leases.held_leases,
+                held_bytes=leases.held_bytes,
+                granted_leases=leases.granted,
+                expired_leases=leases.expired,
+                pending_tickets=leases.pending,
+            ),
+            state=admin_pb2.ACTOR_STATE_DRAINING if stage.is_draining else admin_pb2.ACTOR_STATE_READY,
+        )
+
+    def _running(self) -> tuple[LlmStage, RpcServer]:
+        if self._parts.stage is None or self._parts.server is None:
+            raise Unavailable(f"{self._actor_id} was not started")
+        return self._parts.stage, self._parts.server

@@ -1,0 +1,121 @@
+"""TorchPagedAttention: the plain reference, and quick enough for a CPU.
+
+Sequences with one new token are attended together, their pages gathered and padded. Chunks of prompts are attended one
+by one, over their gathered pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm_service.attention.base import StepLayout
+from llm_service.kv_cache import PagedKvCache
+from triptych.models.qwen2_5_vl.attention import Attention
+
+
+class TorchPagedAttention:
+    """Gathers pages and leaves the rest to torch's scaled dot product attention."""
+
+    def __init__(self, cache: PagedKvCache) -> None:
+        self.cache = cache
+
+    def plan(self, layout: StepLayout) -> Attention:
+        decodes: dict[int, list[int]] = {}
+        groups: list[_Group] = []
+        first_token = 0
+        token_of_sequence = []
+        for index, num_new in enumerate(layout.num_new_tokens):
+            token_of_sequence.append(first_token)
+            num_pages = -(-layout.num_tokens[index] // self.cache.page_size)
+            if num_new == 1:
+                # Padding to the longest of all would let one long sequence multiply everybody's work.
+                decodes.setdefault(num_pages.bit_length(), []).append(index)
+            else:
+                groups.append(self._plan_chunk(layout, index, first_token, num_pages))
+            first_token += num_new
+        groups.extend(self._plan_decodes(layout, indices, token_of_sequence) for indices in decodes.values())
+        return _StepAttention(self.cache, layout.slots, groups)
+
+    def _plan_chunk(self, layout: StepLayout, index: int, first_token: int, num_pages: int) -> _Chunk:
+        num_new, num_tokens = layout.num_new_tokens[index], layout.num_tokens[index]
+        device = self.cache.device
+        pages = torch.tensor(layout.block_tables[index][:num_pages], device=device)
+        query_positions = torch.arange(num_tokens - num_new, num_tokens, device=device)
+        is_visible = torch.arange(num_tokens, device=device)[None, :] <= query_positions[:, None]
+        return _Chunk(first_token, first_token + num_new, num_tokens, pages, is_visible)
+
+    def _plan_decodes(self, layout: StepLayout, indices: list[int], token_of_sequence: list[int]) -> _Decodes:
+        device, page_size = self.cache.device, self.cache.page_size
+        num_tokens = [layout.num_tokens[index] for index in indices]
+        num_pages = -(-max(num_tokens) // page_size)
+        # Padding reads page 0, which is masked.
+        tables = [(layout.block_tables[index][:num_pages] + [0] * num_pages)[:num_pages] for index in indices]
+        slots = torch.arange(num_pages * page_size, device=device)
+        is_visible = slots[None, :] < torch.tensor(num_tokens, device=device)[:, None]
+        tokens = torch.tensor([token_of_sequence[index] for index in indices], device=device)
+        return _Decodes(tokens, torch.tensor(tables, device=device), is_visible[:, None, None, :])
+
+
+class _Group(Protocol):
+    """Sequences attended in one call."""
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
+        """Reads its rows of query [T, num_heads, head_dim] and its pages of the layer, writes its rows of output."""
+        ...
+
+
+@dataclass(frozen=True)
+class _StepAttention:
+    cache: PagedKvCache
+    slots: Tensor
+    groups: list[_Group]
+
+    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.cache.store(layer_index, self.slots, key, value)
+        keys, values = self.cache.layer(layer_index)
+        output = torch.empty_like(query)
+        for group in self.groups:
+            group.attend(query, keys, values, output)
+        return output
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Several new tokens of one sequence. is_visible: [num_new, num_tokens]."""
+
+    start: int
+    end: int
+    num_tokens: int
+    pages: Tensor
+    is_visible: Tensor
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
+        key = keys[self.pages].flatten(0, 1)[: self.num_tokens].transpose(0, 1)
+        value = values[self.pages].flatten(0, 1)[: self.num_tokens].transpose(0, 1)
+        heads = query[self.start : self.end].transpose(0, 1)
+        attended = F.scaled_dot_product_attention(
+            heads[None], key[None], value[None], attn_mask=self.is_visible, enable_gqa=True
+        )
+        output[self.start : self.end] = attended[0].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class _Decodes:
+    """One new token each of B sequences. tables: [B, num_pages]; is_visible: [B, 1, 1, num_pages * page_size]."""
+
+    tokens: Tensor
+    tables: Tensor
+    is_visible: Tensor
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
+        key = keys[self.tables].flatten(1, 2).transpose(1, 2)
+        value = values[self.tables].flatten(1, 2).transpose(1, 2)
+        # The query heads that share a KV head take the place of the query tokens: nothing has to be repeated.
+        grouped = query[self.tokens].view(len(self.tokens), key.shape[1], -1, query.shape[-1])
+        attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=self.is_visible)
+        output[self.tokens] = attended.flatten(1, 2)

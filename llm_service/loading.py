@@ -1,0 +1,92 @@
+"""Loads the language half of a checkpoint, and puts an engine together over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llm_service.attention import build_attention
+from llm_service.engine import Engine, StepOutput
+from llm_service.kv_cache import PagedKvCache, PageShape
+from llm_service.model_runner import ModelRunner
+from llm_service.page_pool import PagePool
+from llm_service.sampler import Sampler
+from llm_service.scheduler import Scheduler
+from triptych.config import DType, LanguageSection, ModelSection
+from triptych.errors import ConfigurationError
+from triptych.models.qwen2_5_vl.config import ModelConfig
+from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
+from triptych.models.qwen2_5_vl.language import LanguageModel
+from triptych.models.qwen2_5_vl.weights import load_language_model
+from triptych.models_folder import resolve_model_folder
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The language model with its configuration, and the checkpoint's fingerprint. No `visual.*` tensor is read."""
+
+    config: ModelConfig
+    language: LanguageModel
+    fingerprint: str
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def load(cls, section: ModelSection) -> LoadedModel:
+        """Takes seconds: not for an event loop. Raises ModelError or ConfigurationError."""
+        folder = resolve_model_folder(section.path)
+        device = _device(section)
+        return cls.from_folder(folder, _dtype(section, device), device)
+
+    @classmethod
+    def from_folder(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+        config = ModelConfig.from_folder(folder)
+        language = load_language_model(folder, config, dtype, device)
+        return cls(config, language, model_fingerprint(folder), dtype, device)
+
+    @property
+    def num_parameters(self) -> int:
+        """Counted on the live module."""
+        return sum(parameter.numel() for parameter in self.language.parameters())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.language.parameters())
+
+
+def build_engine(model: LoadedModel, section: LanguageSection, publish: Callable[[list[StepOutput]], None]) -> Engine:
+    """An engine with its own KV cache, still to be started. Raises ConfigurationError for values that can't work."""
+    shape = PageShape.of_model(model.config.text, section.page_size, model.dtype)
+    num_pages = section.num_pages or shape.num_pages_in(section.kv_cache_bytes)
+    cache = PagedKvCache(shape, num_pages, model.device)
+    pool = PagePool(num_pages, section.page_size, section.enable_prefix_cache)
+    attention = build_attention(section.attention, cache)
+    runner = ModelRunner(model.language, cache, attention, Sampler(model.config.eos_token_ids))
+    max_context_tokens = section.max_context_tokens or model.config.text.max_position_embeddings
+    # A sequence that has the cache to itself must be able to go on to its end.
+    max_sequence_tokens = min(max_context_tokens, num_pages * section.page_size)
+    return Engine(Scheduler(section, pool, cache), runner, max_sequence_tokens, publish)
+
+
+def _device(section: ModelSection) -> torch.device:
+    if section.device not in ("auto", "cpu", "cuda"):
+        raise ConfigurationError(
+            f"model.device is {section.device!r}, expected auto, cpu or cuda", field="model.device"
+        )
+    has_gpu = torch.cuda.is_available()
+    if section.device == "cuda" and not has_gpu:
+        raise ConfigurationError(
+            "model.device is 'cuda', but this process sees no CUDA device: set it to auto or cpu, or give the stage "
+            "GPUs (stages.*.num_gpus)",
+            field="model.device",
+        )
+    return torch.device("cuda" if has_gpu and section.device != "cpu" else "cpu")
+
+
+def _dtype(section: ModelSection, device: torch.device) -> torch.dtype:
+    if section.dtype is DType.AUTO:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.float32 if section.dtype is DType.FLOAT32 else torch.bfloat16

@@ -1,0 +1,122 @@
+"""Sequence: one request inside the engine, from its prompt to its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, auto
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llm_service.prompt import Prompt
+from triptych.sampling import SamplingParameters
+from triptych.v1 import common_pb2
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended; the values are those of the proto."""
+
+    STOP = common_pb2.FINISH_REASON_STOP
+    LENGTH = common_pb2.FINISH_REASON_LENGTH
+    ABORTED = common_pb2.FINISH_REASON_ABORTED
+
+
+class SequenceState(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(frozen=True)
+class EmbeddingSlice:
+    """Rows [first_row, last_row) of a media embedding, to be laid over a chunk from its token `offset` on."""
+
+    offset: int
+    embedding: Tensor
+    first_row: int
+    last_row: int
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Owned by the engine thread once it was added. Compared and hashed by identity: a request id may come twice.
+
+    embeddings: [length, hidden] for every media span, in order; None where they are not at hand because the prompt's
+    KV pages come from a prefill actor: such a sequence, when preempted, is parked instead of recomputed.
+    parked_pages: the KV pages of the computed tokens while the cache holds none,
+    [num_pages, num_layers, 2, page_size, num_kv_heads, head_dim].
+    """
+
+    request_id: str
+    prompt: Prompt
+    sampling: SamplingParameters
+    embeddings: tuple[Tensor, ...] | None = ()
+    is_prefill_only: bool = False
+
+    state: SequenceState = SequenceState.WAITING
+    token_ids: list[int] = field(init=False)
+    num_computed_tokens: int = 0
+    parked_pages: Tensor | None = None
+    page_hashes: list[bytes] = field(default_factory=list)
+    num_cached_prompt_tokens: int = 0
+    num_preemptions: int = 0
+    # Monotonic clock, in seconds; 0 until it happened.
+    added_s: float = 0.0
+    started_s: float = 0.0
+    first_token_s: float = 0.0
+    finished_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.embeddings is None or len(self.embeddings) == len(self.prompt.media)
+        self.token_ids = list(self.prompt.token_ids)
+
+    def take_over(self, first_token_id: int, pages: Tensor) -> None:
+        """The prompt was computed elsewhere: here are all its KV pages, and the token that follows it."""
+        assert self.num_computed_tokens == 0 and self.num_generated_tokens == 0
+        self.token_ids.append(first_token_id)
+        self.num_computed_tokens = self.prompt.num_tokens
+        self.parked_pages = pages
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return len(self.token_ids) - self.prompt.num_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def can_recompute(self) -> bool:
+        return self.embeddings is not None
+
+    def positions(self, start: int, end: int) -> NDArray[np.int64]:
+        """mRoPE positions [3, end - start] of the tokens [start, end).
+
+        The answer goes on where the prompt's text ends, as in `generate` of transformers 5. (The position delta that
+        other engines add starts behind the last moment of a video instead.) So an answer keeps its positions when it
+        becomes part of a prompt: on another actor after a failure, or in the next turn.
+        """
+        num_prompt_tokens = self.prompt.num_tokens
+        if end <= num_prompt_tokens:
+            return self.prompt.positions[:, start:end]
+        steps = np.arange(max(start - num_prompt_tokens, 0), end - num_prompt_tokens, dtype=np.int64) + 1
+        answer = self.prompt.positions[:, -1:] + steps
+        if start >= num_prompt_tokens:
+            return answer
+        return np.concatenate([self.prompt.positions[:, start:], answer], axis=1)
+
+    def embedding_slices(self, start: int, end: int) -> Iterator[EmbeddingSlice]:
+        """What the media spans lay over the tokens [start, end); offsets count from `start`."""
+        if start >= self.prompt.num_tokens or not self.prompt.media:
+            return
+        assert self.embeddings is not None, "a prompt whose pages were imported is never computed here"
+        for span, embedding in zip(self.prompt.media, self.embeddings, strict=True):
+            first, last = max(start, span.offset), min(end, span.end)
+            if first < last:
+                yield EmbeddingSlice(first - start, embedding, first - span.offset, last - span.offset)

@@ -1,0 +1,104 @@
+"""LanguageService over gRPC: the stage's messages, and which role answers which call."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from llm_service.results import DecodeResult, PrefillResult
+from llm_service.role import Role
+from llm_service.stage import LlmStage
+from triptych.errors import FailedPrecondition, InvalidRequest
+from triptych.rpc.deadline import Deadline
+from triptych.transport.ticket import Ticket, check_id
+from triptych.v1 import language_pb2, language_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignore[misc]
+    """Errors leave as they are; the server's interceptor turns them into statuses.
+
+    `default_timeout_s` stands for the deadline of a call that has none. gRPC cancels a handler when its caller cancels
+    or the deadline passes, and the stage lets go then.
+    """
+
+    def __init__(self, stage: LlmStage, default_timeout_s: float) -> None:
+        self._stage = stage
+        self._default_timeout_s = default_timeout_s
+
+    async def Prefill(self, request: language_pb2.PrefillRequest, context: Context) -> language_pb2.PrefillResponse:
+        if self._stage.role is Role.DECODE:
+            raise FailedPrecondition("this actor has the role decode; send Prefill to an actor with the role prefill")
+        if not request.HasField("kv_ticket"):
+            raise InvalidRequest("kv_ticket is missing, expected the name of the KV pages", field="kv_ticket")
+        result = await self._stage.prefill(
+            self._stage.reader.read(request),
+            Ticket.from_proto(request.kv_ticket),
+            Deadline.of(context, self._default_timeout_s),
+        )
+        return _prefill_response(result)
+
+    async def Decode(self, request: language_pb2.DecodeRequest, context: Context) -> language_pb2.DecodeResponse:
+        if self._stage.role is Role.PREFILL:
+            raise FailedPrecondition("this actor has the role prefill; send Decode to an actor with the role decode")
+        if self._stage.role is Role.DECODE and not request.HasField("kv_ticket"):
+            raise FailedPrecondition(
+                "kv_ticket is missing, and this actor has the role decode: only prefill_decode prefills by itself",
+                field="kv_ticket",
+            )
+        check_id(request.router_id, "router_id")
+        result = await self._stage.decode(
+            self._stage.reader.read(request),
+            request.router_id,
+            Ticket.from_proto(request.kv_ticket) if request.HasField("kv_ticket") else None,
+            Deadline.of(context, self._default_timeout_s),
+        )
+        return _decode_response(result)
+
+    async def Abort(self, request: language_pb2.AbortRequest, context: Context) -> language_pb2.AbortResponse:
+        self._stage.abort(request.request_ids)
+        return language_pb2.AbortResponse()
+
+    async def StreamSteps(
+        self, request: language_pb2.StreamStepsRequest, context: Context
+    ) -> AsyncIterator[language_pb2.StreamStepsResponse]:
+        check_id(request.router_id, "router_id")
+        if self._stage.role is Role.PREFILL:
+            raise FailedPrecondition("this actor has the role prefill and streams no tokens")
+        async for response in self._stage.steps.read(request.router_id):
+            yield response
+
+
+def _prefill_response(result: PrefillResult) -> language_pb2.PrefillResponse:
+    embeddings = result.embeddings
+    response = language_pb2.PrefillResponse(
+        first_token_id=result.first_token_id,
+        cached_prompt_tokens=result.num_cached_prompt_tokens,
+        embedding_transfer_s=embeddings.transfer_s,
+        embedding_lanes=embeddings.lanes,
+        queue_s=result.queue_s,
+        prefill_s=result.prefill_s,
+        encode_queue_s=embeddings.encode_queue_s,
+        encode_s=embeddings.encode_s,
+    )
+    if result.finish_reason is not None:
+        response.finish_reason = result.finish_reason.value
+    return response
+
+
+def _decode_response(result: DecodeResult) -> language_pb2.DecodeResponse:
+    response = language_pb2.DecodeResponse(
+        finish_reason=result.finish_reason.value,
+        num_tokens=result.num_tokens,
+        decode_s=result.decode_s,
+        num_preemptions=result.num_preemptions,
+    )
+    if result.prefill is not None:
+        response.prefill.CopyFrom(_prefill_response(result.prefill))
+    if result.kv is not None:
+        response.kv_transfer_s = result.kv.seconds
+        response.kv_lane = result.kv.lane
+    return response

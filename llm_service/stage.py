@@ -1,0 +1,296 @@
+"""LlmStage: prefill and decode without their network side. Joins the engine's thread to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from llm_service.admission import TokenAdmission, TokenHold
+from llm_service.calls import CallRegistry
+from llm_service.embedder import Embedder
+from llm_service.embeddings import EmbeddingSource
+from llm_service.engine import StepOutput
+from llm_service.kv_cache import PageShape
+from llm_service.kv_transfer import KvTransfer, check_kv_ticket
+from llm_service.loading import LoadedModel, build_engine
+from llm_service.request import GenerationRequest, RequestReader
+from llm_service.results import DecodeResult, PrefillResult
+from llm_service.role import Role
+from llm_service.sequence import FinishReason, Sequence
+from llm_service.steps import StepChannel, StepStreams
+from triptych.config import DeploymentConfig, LanguageSection
+from triptych.errors import Cancelled, InternalError, Overloaded, TriptychError, Unavailable
+from triptych.rpc.deadline import Deadline
+from triptych.transport.fetcher import TensorFetcher
+from triptych.transport.lease import LeaseTable
+from triptych.transport.ticket import Ticket
+from triptych.v1 import admin_pb2, tensor_pb2
+
+
+@dataclass(eq=False)
+class _Running:
+    """A sequence inside the engine, seen from the event loop."""
+
+    ended: asyncio.Future[StepOutput]
+    hold: TokenHold
+    channel: StepChannel | None
+
+
+class LlmStage:
+    """Prompts in; first tokens with KV pages under leases, or whole answers on step streams, out.
+
+    Belongs to one event loop. `start` before use, `close` at the end. `embedder` only where the actor carries a tower.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        config: DeploymentConfig,
+        model: LoadedModel,
+        fetcher: TensorFetcher,
+        leases: LeaseTable,
+        embedder: Embedder | None = None,
+    ) -> None:
+        section: LanguageSection = getattr(config.stages, role)
+        self.role = role
+        self.leases = leases
+        self.steps = StepStreams(config.control.health_timeout_s)
+        self._model = model
+        self._fetcher = fetcher
+        self._loop = asyncio.get_running_loop()
+        self._engine = build_engine(model, section, self._publish)
+        max_tokens = self._engine.max_sequence_tokens
+        is_cache_smaller = max_tokens == self._engine.scheduler.pool.num_pages * section.page_size
+        limit_setting = f"stages.{role}.{'num_pages' if is_cache_smaller else 'max_context_tokens'}"
+        self.reader = RequestReader(model.config, config.defaults, config.limits, max_tokens - 1, limit_setting)
+        self._page_shape = PageShape.of_model(model.config.text, section.page_size, model.dtype)
+        self._admission = TokenAdmission(section.max_waiting_tokens)
+        self._embeddings = EmbeddingSource(fetcher, embedder, model.config.text.hidden_size)
+        self._kv_transfer = KvTransfer(self._engine, fetcher)
+        self._calls = CallRegistry()
+        self._running: dict[Sequence, _Running] = {}
+        self._num_leased_pages = 0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def is_draining(self) -> bool:
+        return self._calls.is_closed
+
+    @property
+    def is_alive(self) -> bool:
+        """The engine's thread runs."""
+        return self._engine.is_alive
+
+    def start(self) -> None:
+        self._engine.start()
+        self._sweeper = asyncio.create_task(self.leases.run(), name="llm-lease-sweeper")
+
+    async def prefill(self, request: GenerationRequest, kv_ticket: Ticket, deadline: Deadline) -> PrefillResult:
+        """Computes the prompt and its first token, and grants the KV pages under `kv_ticket`.
+
+        Fetches of the ticket wait meanwhile, and get the error when there is one.
+        """
+        try:
+            self._check_can_prefill(request, kv_ticket)
+            self.leases.expect(kv_ticket.ticket_id, deadline.remaining_s())
+            return await self._calls.run(request.request_id, self._prefill(request, kv_ticket, deadline), deadline)
+        except BaseException as error:
+            self.leases.fail(kv_ticket.ticket_id, _for_waiting_consumers(error))
+            raise
+
+    async def decode(
+        self, request: GenerationRequest, router_id: str, kv_ticket: Ticket | None, deadline: Deadline
+    ) -> DecodeResult:
+        """Generates to the end, tokens going to the stream of `router_id`; returns when the last of them was sent."""
+        try:
+            if kv_ticket is None:
+                self._embeddings.check(request)
+            else:
+                check_kv_ticket(kv_ticket, request.prompt, self._page_shape, self._model.fingerprint)
+            work = self._decode(request, router_id, kv_ticket, deadline)
+            return await self._calls.run(request.request_id, work, deadline)
+        except BaseException:
+            # A failure may have come before the fetch, which would have let go of the pages by itself.
+            if kv_ticket is not None:
+                self._fetcher.release(kv_ticket)
+            raise
+
+    def abort(self, request_ids: Seq[str]) -> None:
+        """Their calls raise Cancelled, their streams say ABORTED; unknown ids are nothing."""
+        for request_id in request_ids:
+            for sequence, running in self._running.items():
+                if sequence.request_id == request_id and running.channel is not None:
+                    running.channel.put((), FinishReason.ABORTED)
+            self._calls.end(request_id, Cancelled(f"request {request_id} was aborted"))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Takes no new requests from now on; True when all have ended and all KV pages were fetched in time."""
+        self._calls.close()
+        deadline = Deadline.after(timeout_s)
+        return await self._calls.wait_idle(timeout_s) and await self.leases.wait_empty(deadline.remaining_s())
+
+    async def close(self) -> None:
+        """Ends what runs with Unavailable, lets go of everything. Idempotent."""
+        self._calls.close()
+        self._calls.end_all(Unavailable("the actor is stopping"))
+        self.steps.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await asyncio.to_thread(self._engine.stop)
+        self.leases.close()
+
+    def counters(self) -> admin_pb2.LanguageCounters:
+        """held_pages counts a page as often as it is held: by sequences in the cache, and by leases as a copy."""
+        engine, scheduler = self._engine.counters, self._engine.scheduler
+        num_running = len(scheduler.running)
+        return admin_pb2.LanguageCounters(
+            waiting_requests=max(self._calls.num_running - num_running, 0),
+            running_requests=num_running,
+            finished_requests=engine.num_finished,
+            num_steps=engine.num_steps,
+            num_preemptions=scheduler.num_preemptions,
+            total_pages=scheduler.pool.num_pages,
+            held_pages=scheduler.pool.num_held_pages + self._num_leased_pages,
+            cached_pages=scheduler.pool.num_cached_pages,
+            prompt_tokens=engine.num_prompt_tokens,
+            cached_prompt_tokens=engine.num_cached_prompt_tokens,
+            generated_tokens=engine.num_generated_tokens,
+            page_size=scheduler.pool.page_size,
+            accepted_embeddings=self._embeddings.num_accepted,
+        )
+
+    async def _prefill(self, request: GenerationRequest, ticket: Ticket, deadline: Deadline) -> PrefillResult:
+        with self._admission.hold(request.prompt.num_tokens) as hold:
+            embeddings = await self._embeddings.gather(request, deadline)
+            sequence = Sequence(
+                request.request_id, request.prompt, request.sampling, embeddings.tensors, is_prefill_only=True
+            )
+            output = await self._run(sequence, hold, None)
+        self._grant(ticket, output)
+        return PrefillResult.of(sequence, embeddings, output.finish_reason)
+
+    async def _decode(
+        self, request: GenerationRequest, router_id: str, kv_ticket: Ticket | None, deadline: Deadline
+    ) -> DecodeResult:
+        def on_lost(error: TriptychError) -> None:
+            self._calls.end(request.request_id, error)
+
+        with (
+            self._admission.hold(request.prompt.num_tokens) as hold,
+            self.steps.open(router_id, request.request_id, on_lost) as channel,
+        ):
+            if kv_ticket is None:
+                result = await self._prefill_and_decode(request, hold, channel, deadline)
+            else:
+                result = await self._take_over_and_decode(request, kv_ticket, hold, channel, deadline)
+            await channel.wait_delivered()
+            return result
+
+    async def _prefill_and_decode(
+        self, request: GenerationRequest, hold: TokenHold, channel: StepChannel, deadline: Deadline
+    ) -> DecodeResult:
+        embeddings = await self._embeddings.gather(request, deadline)
+        sequence = Sequence(request.request_id, request.prompt, request.sampling, embeddings.tensors)
+        output = await self._run(sequence, hold, channel)
+        assert output.finish_reason is not None
+        return DecodeResult(
+            output.finish_reason,
+            num_tokens=sequence.num_generated_tokens,
+            prefill=PrefillResult.of(sequence, embeddings, finish_reason=None),
+            decode_s=sequence.finished_s - sequence.first_token_s,
+            num_preemptions=sequence.num_preemptions,
+        )
+
+    async def _take_over_and_decode(
+        self, request: GenerationRequest, ticket: Ticket, hold: TokenHold, channel: StepChannel, deadline: Deadline
+    ) -> DecodeResult:
+        embeddings = None if request.prompt.media else ()
+        sequence = Sequence(request.request_id, request.prompt, request.sampling, embeddings)
+        arrival = await self._kv_transfer.bring(sequence, ticket, deadline)
+        reason = arrival.finish_reason or self._engine.finish_reason(sequence)
+        if reason is not None:
+            channel.put((), reason)
+            return DecodeResult(reason, num_tokens=0, kv=arrival)
+        started_s = time.monotonic()
+        output = await self._run(sequence, hold, channel)
+        assert output.finish_reason is not None
+        return DecodeResult(
+            output.finish_reason,
+            num_tokens=sequence.num_generated_tokens - 1,
+            kv=arrival,
+            decode_s=sequence.finished_s - started_s,
+            num_preemptions=sequence.num_preemptions,
+        )
+
+    async def _run(self, sequence: Sequence, hold: TokenHold, channel: StepChannel | None) -> StepOutput:
+        """The sequence's last output; its tokens go to the channel on the way. Leaving takes it out of the engine."""
+        running = self._running[sequence] = _Running(self._loop.create_future(), hold, channel)
+        self._engine.add(sequence)
+        try:
+            return await running.ended
+        finally:
+            del self._running[sequence]
+            self._engine.abort(sequence)
+
+    def _publish(self, outputs: list[StepOutput]) -> None:
+        """On the engine thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._on_step, outputs)
+        except RuntimeError:
+            # The loop was closed under a stage that nobody closed; there is nobody left to tell.
+            return
+
+    def _on_step(self, outputs: list[StepOutput]) -> None:
+        for output in outputs:
+            running = self._running.get(output.sequence)
+            if running is None:
+                continue
+            running.hold.release()
+            if running.channel is not None and output.error is None:
+                running.channel.put(output.token_ids, output.finish_reason)
+            if running.ended.done() or not output.is_last:
+                continue
+            if output.error is None:
+                running.ended.set_result(output)
+            else:
+                running.ended.set_exception(output.error)
+
+    def _check_can_prefill(self, request: GenerationRequest, kv_ticket: Ticket) -> None:
+        check_kv_ticket(kv_ticket, request.prompt, self._page_shape, self._model.fingerprint)
+        self._embeddings.check(request)
+        num_pages = self._engine.scheduler.pool.num_pages
+        if self._num_leased_pages >= num_pages:
+            raise Overloaded(
+                f"{self._num_leased_pages} KV pages wait here for decode actors to fetch them, the limit is "
+                f"{num_pages} (num_pages of the stage): more decode actors are needed",
+                field="num_pages",
+            )
+
+    def _grant(self, ticket: Ticket, output: StepOutput) -> None:
+        outcome = tensor_pb2.PrefillOutcome(first_token_id=output.token_ids[-1])
+        if output.kv_pages is None:
+            assert output.finish_reason is not None
+            outcome.finish_reason = output.finish_reason.value
+            # Consumers hold a tensor against its ticket's shape; this one has the shape and takes no memory.
+            nothing = torch.zeros((), dtype=ticket.dtype).expand(ticket.shape)
+            self.leases.grant(ticket.ticket_id, nothing, outcome=outcome)
+            return
+        num_pages = len(output.kv_pages)
+        self._num_leased_pages += num_pages
+
+        def on_release() -> None:
+            self._num_leased_pages -= num_pages
+
+        self.leases.grant(ticket.ticket_id, output.kv_pages, outcome=outcome, on_release=on_release)
+
+
+def _for_waiting_consumers(error: BaseException) -> TriptychError:
+    """What whoever waits for the tensor is told of a prefill that failed."""
+    if isinstance(error, asyncio.CancelledError):
+        return Cancelled("the prefill was cancelled or its deadline passed")
+    return error if isinstance(error, TriptychError) else InternalError("the prefill failed")

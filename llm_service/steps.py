@@ -1,0 +1,166 @@
+"""StepStreams: the new tokens of every engine step, on their way to the routers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from llm_service.sequence import FinishReason
+from triptych.errors import TriptychError, Unavailable
+from triptych.v1 import language_pb2
+
+OnLost = Callable[[TriptychError], None]
+
+
+class StepChannel:
+    """The tokens of one request. on_lost: told once when they can't be delivered any more."""
+
+    def __init__(self, router: _Router, request_id: str, on_lost: OnLost) -> None:
+        self.request_id = request_id
+        self.on_lost = on_lost
+        self.has_begun = False
+        self._router = router
+        self._is_delivered = asyncio.Event()
+
+    def put(self, token_ids: Sequence[int], finish_reason: FinishReason | None = None) -> None:
+        """Goes out with the next message. Never waits: tokens of a reader that is behind join those before them."""
+        self._router.put(self.request_id, token_ids, finish_reason)
+
+    async def wait_delivered(self) -> None:
+        """Returns when the message with the finish reason was written."""
+        await self._is_delivered.wait()
+
+    def mark_delivered(self) -> None:
+        self._is_delivered.set()
+
+
+class _Router:
+    """What waits for one router. One reader at a time; what it has not taken is joined by request."""
+
+    def __init__(self) -> None:
+        self.channels: dict[str, StepChannel] = {}
+        self.pending: dict[str, language_pb2.SequenceOutput] = {}
+        self.changed = asyncio.Event()
+        self.reader: object | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def put(self, request_id: str, token_ids: Sequence[int], finish_reason: FinishReason | None) -> None:
+        output = self.pending.get(request_id)
+        if output is None:
+            output = self.pending[request_id] = language_pb2.SequenceOutput(request_id=request_id)
+        output.token_ids.extend(token_ids)
+        if finish_reason is not None:
+            output.finish_reason = finish_reason.value
+        self.changed.set()
+
+    def drop_unfinished(self, request_id: str) -> None:
+        """Tokens of a request that failed need not go out; the word that it was aborted must."""
+        output = self.pending.get(request_id)
+        if output is not None and not output.finish_reason:
+            del self.pending[request_id]
+
+    def lose(self, error: TriptychError, begun_only: bool) -> None:
+        """Fails the requests whose tokens may have been lost on the way; or all of them."""
+        for channel in list(self.channels.values()):
+            if channel.has_begun or not begun_only:
+                self.pending.pop(channel.request_id, None)
+                channel.on_lost(error)
+
+
+class StepStreams:
+    """One stream a router id, one message a step.
+
+    When a stream breaks, nobody knows which tokens still arrived: requests that have sent some fail with Unavailable
+    (their router resumes them), the others wait `reconnect_grace_s` for a new stream under the same id. Memory is
+    bounded by the tokens of the running requests, however slow the reader.
+    """
+
+    def __init__(self, reconnect_grace_s: float) -> None:
+        self._reconnect_grace_s = reconnect_grace_s
+        self._routers: dict[str, _Router] = {}
+        self._is_closed = False
+
+    @contextmanager
+    def open(self, router_id: str, request_id: str, on_lost: OnLost) -> Iterator[StepChannel]:
+        """The channel of a request, for the body. Its stream may come a little later than the request itself."""
+        router = self._router(router_id)
+        channel = router.channels[request_id] = StepChannel(router, request_id, on_lost)
+        router.pending.pop(request_id, None)  # of a call under the same id that this one follows
+        if router.reader is None:
+            self._expect_reader(router_id, router)
+        try:
+            yield channel
+        finally:
+            if router.channels.get(request_id) is channel:
+                del router.channels[request_id]
+                router.drop_unfinished(request_id)
+            self._forget_unused(router_id, router)
+
+    async def read(self, router_id: str) -> AsyncIterator[language_pb2.StreamStepsResponse]:
+        """The router's messages for as long as it listens; a second reader takes the place of the first."""
+        router = self._router(router_id)
+        if router.reader is not None:
+            router.lose(_lost("was opened a second time"), begun_only=True)
+        reader = router.reader = object()
+        if router.timer is not None:
+            router.timer.cancel()
+        router.changed.set()  # wakes a reader before this one, to see that it was replaced
+        try:
+            while router.reader is reader and not self._is_closed:
+                if not router.pending:
+                    router.changed.clear()
+                    await router.changed.wait()
+                    continue
+                outputs, router.pending = list(router.pending.values()), {}
+                _mark_begun(router, outputs)
+                yield language_pb2.StreamStepsResponse(outputs=outputs)
+                _mark_delivered(router, outputs)
+        finally:
+            if router.reader is reader:
+                router.reader = None
+                router.lose(_lost("broke"), begun_only=True)
+                self._expect_reader(router_id, router)
+                self._forget_unused(router_id, router)
+
+    def close(self) -> None:
+        """Ends all streams."""
+        self._is_closed = True
+        for router in self._routers.values():
+            if router.timer is not None:
+                router.timer.cancel()
+            router.changed.set()
+
+    def _router(self, router_id: str) -> _Router:
+        return self._routers.setdefault(router_id, _Router())
+
+    def _expect_reader(self, router_id: str, router: _Router) -> None:
+        if router.timer is not None:
+            router.timer.cancel()
+        error = _lost(f"was not opened for {self._reconnect_grace_s:g} s")
+        loop = asyncio.get_running_loop()
+        router.timer = loop.call_later(self._reconnect_grace_s, lambda: router.lose(error, begun_only=False))
+
+    def _forget_unused(self, router_id: str, router: _Router) -> None:
+        if router.reader is None and not router.channels and self._routers.get(router_id) is router:
+            del self._routers[router_id]
+            if router.timer is not None:
+                router.timer.cancel()
+
+
+def _mark_begun(router: _Router, outputs: Sequence[language_pb2.SequenceOutput]) -> None:
+    for output in outputs:
+        channel = router.channels.get(output.request_id)
+        if channel is not None:
+            channel.has_begun = True
+
+
+def _mark_delivered(router: _Router, outputs: Sequence[language_pb2.SequenceOutput]) -> None:
+    for output in outputs:
+        channel = router.channels.get(output.request_id)
+        if channel is not None and output.finish_reason:
+            channel.mark_delivered()
+
+
+def _lost(what: str) -> Unavailable:
+    return Unavailable(f"the router's step stream {what}: tokens can't be delivered")

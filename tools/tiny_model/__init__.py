@@ -1,0 +1,1 @@
+"""Draws, trains, measures and packs the small model that ships inside the package."""
