@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from triptych.errors import InvalidRequest
@@ -44,15 +45,26 @@ class Prompt:
         return len(self.token_ids)
 
     @classmethod
-    def build(cls, token_ids: Sequence[int], media: Sequence[MediaSpan], config: ModelConfig) -> Prompt:
-        """Checks and places a prompt. Raises InvalidRequest, its field one of `prompt.*`."""
-        if not token_ids:
-            raise InvalidRequest("the prompt has no tokens, expected at least one", field="prompt.token_ids")
+    def build(
+        cls, token_ids: Sequence[int], media: Sequence[MediaSpan], config: ModelConfig, num_generated: int = 0
+    ) -> Prompt:
+        """Checks and places a prompt, the last `num_generated` tokens of which an earlier attempt generated.
+
+        Raises InvalidRequest, its field one of `prompt.*`.
+        """
+        num_given = len(token_ids) - num_generated
+        if num_given < 1:
+            raise InvalidRequest(
+                f"the prompt has {len(token_ids)} tokens, {num_generated} of them generated: expected at least one more",
+                field="prompt.token_ids",
+            )
         _check_token_ids(token_ids, config)
-        _check_spans(token_ids, media, config)
+        _check_spans(token_ids[:num_given], media, config)
         grids = [MediaGrid(span.kind, span.grid, span.second_per_grid_t) for span in media]
-        positions, _ = mrope_positions(token_ids, grids, config)
-        return cls(tuple(token_ids), tuple(media), positions.numpy())
+        given, _ = mrope_positions(token_ids[:num_given], grids, config)
+        # Where the engine put them: one after the other, whatever their ids.
+        generated = given[:, -1:] + torch.arange(1, num_generated + 1)
+        return cls(tuple(token_ids), tuple(media), torch.cat([given, generated], dim=1).numpy())
 
 
 def _check_token_ids(token_ids: Sequence[int], config: ModelConfig) -> None:

@@ -64,7 +64,7 @@ class RequestReader:
         spans = [_span(placement, f"prompt.media[{index}]") for index, placement in enumerate(prompt.media)]
         return GenerationRequest(
             request_id=message.request_id,
-            prompt=Prompt.build(list(prompt.token_ids), spans, self._model),
+            prompt=Prompt.build(list(prompt.token_ids), spans, self._model, prompt.num_generated_tokens),
             sampling=sampling,
             sources=tuple(self._source(placement, index) for index, placement in enumerate(prompt.media)),
         )

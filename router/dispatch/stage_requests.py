@@ -86,7 +86,7 @@ def _client_fields(media: Sequence[MediaItem]) -> dict[str, str]:
 def _prompt(
     request: PreparedRequest, generated: Sequence[int], embedding_tickets: Sequence[common_pb2.Ticket]
 ) -> language_pb2.Prompt:
-    prompt = language_pb2.Prompt(token_ids=[*request.token_ids, *generated])
+    prompt = language_pb2.Prompt(token_ids=[*request.token_ids, *generated], num_generated_tokens=len(generated))
     for index, item in enumerate(request.media):
         placement = prompt.media.add(
             offset=item.offset,

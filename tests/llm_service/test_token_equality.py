@@ -96,11 +96,21 @@ def test_resumed_after_some_tokens(model: Model, make_engine: MakeEngine) -> Non
     for name in CASES:
         case = model.case(name)
         token_ids = (*case.prompt.token_ids, *case.expected[:20])
-        prompt = Prompt.build(token_ids, case.prompt.media, model.config)
+        prompt = Prompt.build(token_ids, case.prompt.media, model.config, num_generated=20)
         sequence = Sequence("request", prompt, greedy(44), embeddings=case.embeddings)
         engine = make_engine()
         engine.run([sequence])
         assert answer(sequence) == case.expected[20:]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_generated_placeholder_is_text(model: Model, name: str) -> None:
+    """A model may generate any id; in a resumed request it stands where it stood, and for no picture."""
+    given = model.case(name).prompt
+    generated = (5, model.config.image_token_id, model.config.video_token_id)
+    resumed = Prompt.build((*given.token_ids, *generated), given.media, model.config, num_generated=3)
+    assert (resumed.positions[:, :-3] == given.positions).all()
+    assert (resumed.positions[:, -3:] == given.positions[:, -1:] + [1, 2, 3]).all()
 
 
 def test_exported_pages_show_nothing_of_others(model: Model, make_engine: MakeEngine) -> None:
