@@ -55,7 +55,7 @@ class Prompt:
         num_given = len(token_ids) - num_generated
         if num_given < 1:
             raise InvalidRequest(
-                f"the prompt has {len(token_ids)} tokens, {num_generated} of them generated: expected at least one more",
+                f"the prompt has {len(token_ids)} tokens, {num_generated} of them generated: expected one more",
                 field="prompt.token_ids",
             )
         _check_token_ids(token_ids, config)

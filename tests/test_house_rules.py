@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SERVICES = {"encoder_service", "llm_service", "router"}
 FILES = [
-    path for room in ("triptych", "encoder_service", "llm_service", "router") for path in (ROOT / room).rglob("*.py")
+    path
+    for room in ("triptych", "encoder_service", "llm_service", "router")
+    for path in (ROOT / room).rglob("*.py")
     if "v1" not in path.parts
 ]
 

@@ -1,7 +1,7 @@
 """DeploymentConfig: the one schema behind the YAML file, the environment and the command line.
 
-Precedence: command line over environment (`TRIPTYCH_STAGES__ENCODER__REPLICAS=2`, two underscores a level) over file over the
-defaults below. Unknown keys are errors. Helm values and `triptych serve --config` share these names.
+Precedence: command line over environment (`TRIPTYCH_STAGES__ENCODER__REPLICAS=2`, two underscores a level) over file over
+the defaults below. Unknown keys are errors. Helm values and `triptych serve --config` share these names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class DType(StrEnum):
 
 
 class ModelSection(Section):
-    path: str = Field(BUILT_IN_MODEL, description=f"Checkpoint folder; '{BUILT_IN_MODEL}' is the small model in the package.")
+    path: str = Field(
+        BUILT_IN_MODEL, description=f"Checkpoint folder; '{BUILT_IN_MODEL}' is the small model in the package."
+    )
     name: str = Field("", description="Name that clients may ask for; the folder's name when empty.")
     dtype: DType = Field(DType.AUTO, description="auto: bfloat16 on a GPU, float32 on a CPU.")
     device: str = Field("auto", description="auto | cpu | cuda")
@@ -54,14 +56,18 @@ class ActorSection(Section):
     """What every actor of a stage asks the cluster for, and how many there are."""
 
     replicas: int = Field(1, ge=0, le=1024)
-    num_cpus: float = Field(0.5, gt=0, description="Logical CPUs a Ray actor holds; above 0, or the node counts as idle.")
+    num_cpus: float = Field(
+        0.5, gt=0, description="Logical CPUs a Ray actor holds; above 0, or the node counts as idle."
+    )
     num_gpus: float = Field(0, ge=0)
     num_threads: int = Field(1, ge=1, description="Threads of the stage's CPU arithmetic (OMP_NUM_THREADS).")
 
 
 class EncoderSection(ActorSection):
     engine: str = Field("torch", description="Vision engine by name.")
-    max_pending_patches: int = Field(262_144, ge=1, description="Admission: patches waiting or running; over it RESOURCE_EXHAUSTED.")
+    max_pending_patches: int = Field(
+        262_144, ge=1, description="Admission: patches waiting or running; over it RESOURCE_EXHAUSTED."
+    )
     max_batch_patches: int = Field(65_536, ge=1, description="Patches fused into one packed forward.")
     batch_wait_ms: float = Field(2.0, ge=0, description="How long a lone item waits for company.")
     cache_bytes: int = Field(256 * MIB, ge=0, description="Embedding cache by content key.")
@@ -74,7 +80,9 @@ class LanguageSection(ActorSection):
     num_pages: int = Field(0, ge=0, description="KV pages; 0: as many as kv_cache_bytes hold.")
     kv_cache_bytes: int = Field(256 * MIB, ge=0)
     max_running_requests: int = Field(64, ge=1, description="Sequences that take part in a step.")
-    max_waiting_tokens: int = Field(131_072, ge=1, description="Admission: prompt tokens waiting; over it RESOURCE_EXHAUSTED.")
+    max_waiting_tokens: int = Field(
+        131_072, ge=1, description="Admission: prompt tokens waiting; over it RESOURCE_EXHAUSTED."
+    )
     max_step_tokens: int = Field(2_048, ge=1, description="Token budget of one engine step, decode tokens included.")
     prefill_chunk_tokens: int = Field(1_024, ge=1, description="Most prompt tokens of one request in one step.")
     max_context_tokens: int = Field(0, ge=0, description="Prompt and answer together; 0: what the model was made for.")
@@ -89,19 +97,29 @@ class StagesSection(Section):
 
 
 class TransportSection(Section):
-    lanes: tuple[str, ...] = Field(("local", "shm", "grpc"), description="Lanes allowed, best first. One name forces it.")
-    shared_memory_bytes: int = Field(512 * MIB, ge=0, description="Slab a producer may fill under /dev/shm; 0 turns shm off.")
+    lanes: tuple[str, ...] = Field(
+        ("local", "shm", "grpc"), description="Lanes allowed, best first. One name forces it."
+    )
+    shared_memory_bytes: int = Field(
+        512 * MIB, ge=0, description="Slab a producer may fill under /dev/shm; 0 turns shm off."
+    )
     chunk_bytes: int = Field(1 * MIB, ge=4096, le=16 * MIB)
     lease_s: float = Field(30.0, gt=0, description="A producer keeps a tensor that long without a heartbeat.")
-    unknown_ticket_wait_s: float = Field(10.0, gt=0, description="How long a fetch waits for a ticket the producer has not heard of.")
+    unknown_ticket_wait_s: float = Field(
+        10.0, gt=0, description="How long a fetch waits for a ticket the producer has not heard of."
+    )
 
 
 class LimitsSection(Section):
     max_message_bytes: int = Field(64 * MIB, ge=4096, description="One gRPC message, both directions.")
     max_image_bytes: int = Field(32 * MIB, ge=1)
     max_video_bytes: int = Field(56 * MIB, ge=1)
-    max_image_pixels: int = Field(64_000_000, ge=1, description="Width times height in the file's header, before anything is decoded.")
-    max_video_frames: int = Field(4_096, ge=1, description="Frames in the file; how many are sampled is the model's choice.")
+    max_image_pixels: int = Field(
+        64_000_000, ge=1, description="Width times height in the file's header, before anything is decoded."
+    )
+    max_video_frames: int = Field(
+        4_096, ge=1, description="Frames in the file; how many are sampled is the model's choice."
+    )
     max_media_items: int = Field(64, ge=0)
     max_messages: int = Field(1_024, ge=1)
     max_text_bytes: int = Field(4 * MIB, ge=1)
@@ -115,7 +133,9 @@ class DefaultsSection(Section):
 
     max_tokens: int = Field(512, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
-    timeout_s: float = Field(120.0, gt=0, description="Deadline of a request that brings none; also the longest one accepted.")
+    timeout_s: float = Field(
+        120.0, gt=0, description="Deadline of a request that brings none; also the longest one accepted."
+    )
 
 
 class RouterSection(Section):
@@ -127,7 +147,9 @@ class RouterSection(Section):
 
 
 class ControlSection(Section):
-    address: str = Field("", description="Ray cluster: empty starts a local one, 'auto' joins the one of this machine, else host:port.")
+    address: str = Field(
+        "", description="Ray cluster: empty starts a local one, 'auto' joins the one of this machine, else host:port."
+    )
     namespace: str = "triptych"
     reconcile_interval_s: float = Field(0.5, gt=0)
     health_timeout_s: float = Field(5.0, gt=0, description="An actor that does not answer that long is replaced.")
@@ -161,7 +183,8 @@ class DeploymentConfig(Section):
             raise ValueError("needs prefill and decode replicas >= 1, or stages.prefill_decode.replicas >= 1")
         if stages.prefill.page_size != stages.decode.page_size:
             raise ValueError(
-                f"stages.prefill.page_size={stages.prefill.page_size} and stages.decode.page_size={stages.decode.page_size} differ"
+                f"stages.prefill.page_size={stages.prefill.page_size} and "
+                f"stages.decode.page_size={stages.decode.page_size} differ"
             )
         return self
 
@@ -172,13 +195,19 @@ class DeploymentConfig(Section):
         overrides: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> DeploymentConfig:
-        """Merge file, environment and `overrides` (nested, as from the command line); raises ConfigurationError naming each bad key.
+        """Merge file, environment and `overrides` (nested, as from the command line).
+
+        Raises ConfigurationError that names each bad key.
 
         In mode colocated the replicas of the stages that do not exist there become 0, and prefill_decode gets one
         unless it was set: `mode: colocated` alone is a complete configuration.
         """
         values: dict[str, Any] = {}
-        for layer in (_read_file(file), _read_environment(os.environ if environment is None else environment), overrides or {}):
+        for layer in (
+            _read_file(file),
+            _read_environment(os.environ if environment is None else environment),
+            overrides or {},
+        ):
             values = _merge(values, layer)
         if values.get("mode") == Mode.COLOCATED:
             values = _merge(_COLOCATED_DEFAULTS, values)
@@ -186,13 +215,18 @@ class DeploymentConfig(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = [f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {item['msg']}" for item in error.errors()]
+            lines = [
+                f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {item['msg']}"
+                for item in error.errors()
+            ]
             field = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise ConfigurationError("; ".join(lines), field=field) from None
 
 
 _COLOCATED_DEFAULTS: dict[str, Any] = {"stages": {"prefill_decode": {"replicas": 1}}}
-_COLOCATED_FIXED: dict[str, Any] = {"stages": {"encoder": {"replicas": 0}, "prefill": {"replicas": 0}, "decode": {"replicas": 0}}}
+_COLOCATED_FIXED: dict[str, Any] = {
+    "stages": {"encoder": {"replicas": 0}, "prefill": {"replicas": 0}, "decode": {"replicas": 0}}
+}
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:
@@ -203,7 +237,9 @@ def _read_file(file: Path | None) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"configuration file {file}: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigurationError(f"configuration file {file}: expected a mapping at the top, found {type(values).__name__}")
+        raise ConfigurationError(
+            f"configuration file {file}: expected a mapping at the top, found {type(values).__name__}"
+        )
     return values
 
 
