@@ -1,7 +1,7 @@
 """DeploymentConfig: the one schema behind the YAML file, the environment and the command line.
 
-Precedence: command line over environment (`TRIPTYCH_STAGES__ENCODER__REPLICAS=2`, two underscores a level) over file over
-the defaults below. Unknown keys are errors. Helm values and `triptych serve --config` share these names.
+Precedence: command line over environment (`TRIPTYCH_STAGES__ENCODER__REPLICAS=2`, two underscores a level) over file
+over the defaults below. Unknown keys are errors. Helm values and `triptych serve --config` share these names.
 """
 
 from __future__ import annotations

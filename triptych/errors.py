@@ -44,7 +44,7 @@ class Unauthenticated(TriptychError):
 
 
 class FailedPrecondition(TriptychError):
-    """The callee's state rules the call out: raw pixels for an actor without a vision tower, a tensor of other weights."""
+    """The callee's state rules the call out: pixels for an actor without a vision tower, a tensor of other weights."""
 
 
 class Overloaded(TriptychError):

@@ -1,0 +1,65 @@
+"""Bytes of tensors, and copies that keep the event loop free."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
+
+# Below this a hop to a thread costs more than the copy.
+INLINE_COPY_BYTES = 128 * 1024
+COPY_BLOCK_BYTES = 256 * 1024
+
+
+def byte_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of `tensor` as uint8 [num_bytes], without a copy where it is contiguous (numpy has no bfloat16)."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def byte_array(tensor: torch.Tensor) -> ByteArray:
+    """The memory of a contiguous CPU tensor; writing to it writes to the tensor."""
+    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    return byte_tensor(tensor).numpy()
+
+
+def copy_with_crc32(source: ByteArray, target: ByteArray) -> int:
+    """Copy bytes between arrays of one length; returns the crc32 of what then stands in `target`.
+
+    Block by block, so that the checksum reads from the processor's cache.
+    """
+    crc32 = 0
+    for start in range(0, len(source), COPY_BLOCK_BYTES):
+        block = slice(start, start + COPY_BLOCK_BYTES)
+        np.copyto(target[block], source[block])
+        crc32 = zlib.crc32(target[block].data, crc32)
+    return crc32
+
+
+async def run_copy(num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `function`, which moves `num_bytes`, in a thread (or here when that is little).
+
+    A cancelled caller waits for the thread first: only then may it give up the memory that is being copied.
+    """
+    if num_bytes < INLINE_COPY_BYTES:
+        return function(*args, **kwargs)
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                continue
+        if not work.cancelled():
+            work.exception()  # Taken, so that it is not reported as lost.
+        raise
