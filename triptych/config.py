@@ -55,11 +55,11 @@ class ModelSection(Section):
 class ActorSection(Section):
     """What every actor of a stage asks the cluster for, and how many there are."""
 
-    replicas: int = Field(1, ge=0, le=1024)
+    replicas: int = Field(1, ge=0, le=1024, description="Actors of this stage at the start.")
     num_cpus: float = Field(
         0.5, gt=0, description="Logical CPUs a Ray actor holds; above 0, or the node counts as idle."
     )
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: float = Field(0, ge=0, description="GPUs a Ray actor holds.")
     num_threads: int = Field(1, ge=1, description="Threads of the stage's CPU arithmetic (OMP_NUM_THREADS).")
 
 
@@ -78,7 +78,7 @@ class LanguageSection(ActorSection):
     attention: str = Field("torch", description="Attention backend by name.")
     page_size: int = Field(16, ge=1, description="Tokens a KV page holds. Must be equal on prefill and decode actors.")
     num_pages: int = Field(0, ge=0, description="KV pages; 0: as many as kv_cache_bytes hold.")
-    kv_cache_bytes: int = Field(256 * MIB, ge=0)
+    kv_cache_bytes: int = Field(256 * MIB, ge=0, description="Memory of the KV pages.")
     max_running_requests: int = Field(64, ge=1, description="Sequences that take part in a step.")
     max_waiting_tokens: int = Field(
         131_072, ge=1, description="Admission: prompt tokens waiting; over it RESOURCE_EXHAUSTED."
@@ -86,7 +86,7 @@ class LanguageSection(ActorSection):
     max_step_tokens: int = Field(2_048, ge=1, description="Token budget of one engine step, decode tokens included.")
     prefill_chunk_tokens: int = Field(1_024, ge=1, description="Most prompt tokens of one request in one step.")
     max_context_tokens: int = Field(0, ge=0, description="Prompt and answer together; 0: what the model was made for.")
-    enable_prefix_cache: bool = True
+    enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
 
 
 class StagesSection(Section):
@@ -103,7 +103,7 @@ class TransportSection(Section):
     shared_memory_bytes: int = Field(
         512 * MIB, ge=0, description="Slab a producer may fill under /dev/shm; 0 turns shm off."
     )
-    chunk_bytes: int = Field(1 * MIB, ge=4096, le=16 * MIB)
+    chunk_bytes: int = Field(1 * MIB, ge=4096, le=16 * MIB, description="One message of the lane grpc.")
     lease_s: float = Field(30.0, gt=0, description="A producer keeps a tensor that long without a heartbeat.")
     unknown_ticket_wait_s: float = Field(
         10.0, gt=0, description="How long a fetch waits for a ticket the producer has not heard of."
@@ -112,18 +112,18 @@ class TransportSection(Section):
 
 class LimitsSection(Section):
     max_message_bytes: int = Field(64 * MIB, ge=4096, description="One gRPC message, both directions.")
-    max_image_bytes: int = Field(32 * MIB, ge=1)
-    max_video_bytes: int = Field(56 * MIB, ge=1)
+    max_image_bytes: int = Field(32 * MIB, ge=1, description="One image file, or one frame.")
+    max_video_bytes: int = Field(56 * MIB, ge=1, description="One video file, or all frames of one.")
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="Width times height in the file's header, before anything is decoded."
     )
     max_video_frames: int = Field(
         4_096, ge=1, description="Frames in the file; how many are sampled is the model's choice."
     )
-    max_media_items: int = Field(64, ge=0)
-    max_messages: int = Field(1_024, ge=1)
-    max_text_bytes: int = Field(4 * MIB, ge=1)
-    max_stop_strings: int = Field(16, ge=0)
+    max_media_items: int = Field(64, ge=0, description="Pictures and videos of one request.")
+    max_messages: int = Field(1_024, ge=1, description="Messages of one request.")
+    max_text_bytes: int = Field(4 * MIB, ge=1, description="All text of one request.")
+    max_stop_strings: int = Field(16, ge=0, description="Stop strings of one request.")
     max_new_tokens: int = Field(32_768, ge=1, description="Most that sampling.max_tokens may ask for.")
     max_pending_requests: int = Field(512, ge=1, description="Requests inside the router; over it RESOURCE_EXHAUSTED.")
 
@@ -131,15 +131,15 @@ class LimitsSection(Section):
 class DefaultsSection(Section):
     """What a request gets when it does not say."""
 
-    max_tokens: int = Field(512, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(512, ge=1, description="sampling.max_tokens.")
+    temperature: float = Field(0.0, ge=0, le=2, description="sampling.temperature; 0 is greedy.")
     timeout_s: float = Field(
         120.0, gt=0, description="Deadline of a request that brings none; also the longest one accepted."
     )
 
 
 class RouterSection(Section):
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="Address that clients connect to.")
     port: int = Field(50_051, ge=0, le=65_535, description="0: any free port (printed).")
     max_attempts: int = Field(4, ge=1, description="How often the walk of a request is begun when actors die under it.")
     placement: str = Field("least_loaded", description="Placement policy by name.")
@@ -150,17 +150,20 @@ class ControlSection(Section):
     address: str = Field(
         "", description="Ray cluster: empty starts a local one, 'auto' joins the one of this machine, else host:port."
     )
-    namespace: str = "triptych"
-    reconcile_interval_s: float = Field(0.5, gt=0)
+    namespace: str = Field("triptych", description="Ray namespace of the actors.")
+    reconcile_interval_s: float = Field(0.5, gt=0, description="How often wanted and running are compared.")
     health_timeout_s: float = Field(5.0, gt=0, description="An actor that does not answer that long is replaced.")
-    start_timeout_s: float = Field(300.0, gt=0)
+    start_timeout_s: float = Field(300.0, gt=0, description="An actor that is not ready by then is given up.")
     drain_timeout_s: float = Field(60.0, gt=0, description="An actor taken away may finish its work that long.")
 
 
 class DeploymentConfig(Section):
     """Everything an operator can set. See `from_sources`."""
 
-    mode: Mode = Mode.DISAGGREGATED
+    mode: Mode = Field(
+        Mode.DISAGGREGATED,
+        description="disaggregated: encoders apart. colocated: LLM actors carry the vision tower.",
+    )
     model: ModelSection = ModelSection()
     stages: StagesSection = StagesSection()
     transport: TransportSection = TransportSection()
