@@ -30,6 +30,11 @@ def test_mode_colocated_alone_is_complete() -> None:
     assert stages.prefill_decode.replicas == 1
 
 
+def test_a_key_of_prefill_decode_does_not_start_one() -> None:
+    config = DeploymentConfig.from_sources(overrides={"stages": {"prefill_decode": {"page_size": 32}}}, environment={})
+    assert config.stages.prefill_decode.replicas == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -89,11 +89,17 @@ class LanguageSection(ActorSection):
     enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
 
 
+class PrefillDecodeSection(LanguageSection):
+    """Actors that prefill and decode: none unless asked for, or in mode colocated."""
+
+    replicas: int = Field(0, ge=0, le=1024, description="Actors of this stage at the start; in mode colocated 1.")
+
+
 class StagesSection(Section):
     encoder: EncoderSection = EncoderSection()
     prefill: LanguageSection = LanguageSection()
     decode: LanguageSection = LanguageSection()
-    prefill_decode: LanguageSection = LanguageSection(replicas=0)
+    prefill_decode: PrefillDecodeSection = PrefillDecodeSection()
 
 
 class TransportSection(Section):
