@@ -1,18 +1,14 @@
 """A random checkpoint, and stages and actors over it."""
 
 import json
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-sys.path.append(str(Path(__file__).parents[1] / "media"))  # media_samples draws pictures and videos
-
 from encoder_samples import MakeStage, Samples
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from encoder_service.loading import load_stage
 from encoder_service.stage import EncoderStage
