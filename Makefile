@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Where torch comes from: with PyTorch's index of CPU builds here (or PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) no CUDA package is downloaded.
+TORCH_INDEX ?=
 PROTOS := $(wildcard protos/triptych/v1/*.proto)
 # The floor of what the checked-in stubs run on: generated code refuses an older protobuf runtime (see CONTRIBUTING.md).
 GRPCIO_TOOLS := grpcio-tools==1.76.0
@@ -33,7 +35,7 @@ protos: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Triptych needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,video]'
 	$(BIN)/python -m pip install --quiet --no-deps $(GRPCIO_TOOLS)
 	touch $(READY)

@@ -114,7 +114,7 @@ class EncoderActor:
     def _describe(self) -> admin_pb2.ActorInfo:
         stage, _ = self._running()
         assert self._tensor_service is not None
-        weights, leases = stage.weights(), stage.leases.counters()
+        weights = stage.weights()
         return admin_pb2.ActorInfo(
             actor_id=self._actor_id,
             stage=common_pb2.STAGE_ENCODER,
@@ -130,13 +130,7 @@ class EncoderActor:
                 num_bytes=weights.num_bytes,
             ),
             encoder=stage.counters(),
-            leases=admin_pb2.LeaseCounters(
-                held_leases=leases.held_leases,
-                held_bytes=leases.held_bytes,
-                granted_leases=leases.granted,
-                expired_leases=leases.expired,
-                pending_tickets=leases.pending,
-            ),
+            leases=stage.leases.counters().to_proto(),
             state=admin_pb2.ACTOR_STATE_DRAINING if stage.is_draining else admin_pb2.ACTOR_STATE_READY,
         )
 

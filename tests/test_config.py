@@ -59,6 +59,11 @@ def test_unreadable_file_is_a_configuration_error(tmp_path: Path, text: str) -> 
         DeploymentConfig.from_sources(file, environment={})
 
 
+def test_an_unreadable_environment_variable_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="TRIPTYCH_MODE="):
+        DeploymentConfig.from_sources(environment={"TRIPTYCH_MODE": "{"})
+
+
 @pytest.mark.parametrize(("value", "expected"), [("1", True), ("0", False), (" 1 ", True)])
 def test_switch_reads_zero_and_one(value: str, expected: bool) -> None:
     assert is_multimodal_disaggregated({SWITCH: value}) is expected

@@ -21,7 +21,6 @@ ENVIRONMENT_PREFIX = "TRIPTYCH_"
 BUILT_IN_MODEL = "tiny"
 
 MIB = 1024 * 1024
-GIB = 1024 * MIB
 
 
 class Section(BaseModel):
@@ -258,7 +257,10 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue
         *path, leaf = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-        nested: dict[str, Any] = {leaf: yaml.safe_load(text)}
+        try:
+            nested: dict[str, Any] = {leaf: yaml.safe_load(text)}
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"environment variable {name}={text!r} is no YAML value: {error}") from None
         for part in reversed(path):
             nested = {part: nested}
         values = _merge(values, nested)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
 from contextlib import aclosing
 from typing import Any
 
@@ -28,17 +28,23 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+    ) -> None:
         """Chunks, then the summary. A call without a deadline, or with a longer one, gets defaults.timeout_s."""
         granted_s = min(remaining_s(context, self._max_timeout_s), self._max_timeout_s)
         deadline = Deadline.after(granted_s - min(STATUS_MARGIN_SHARE * granted_s, MAX_STATUS_MARGIN_S))
         try:
-            async with aclosing(self._dispatcher.generate(request, deadline)) as responses:
+            # The writes too: a client that stops reading must not keep its place in the router for ever.
+            async with asyncio.timeout(granted_s), aclosing(self._dispatcher.generate(request, deadline)) as responses:
                 async for response in responses:
-                    yield response
+                    await context.write(response)
         except DeadlineExceeded as error:
-            raise DeadlineExceeded(
-                f"the request was not finished within {granted_s:.1f} s ({error.message}); calls may ask for up to "
-                f"{self._max_timeout_s:.1f} s (defaults.timeout_s)",
-                field="defaults.timeout_s",
-            ) from None
+            raise self._too_late(granted_s, error.message) from None
+        except TimeoutError:
+            raise self._too_late(granted_s, "the client did not take its answer") from None
+
+    def _too_late(self, granted_s: float, reason: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"the request was not finished within {granted_s:.1f} s ({reason}); calls may ask for up to "
+            f"{self._max_timeout_s:.1f} s (defaults.timeout_s)",
+            field="defaults.timeout_s",
+        )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from triptych.errors import Unavailable
 from triptych.v1 import admin_pb2, common_pb2
 
 
@@ -88,12 +87,6 @@ class Membership:
         self._on_lost = on_lost
         self._on_change: list[ChangeCallback] = []
         self._changed = asyncio.Event()
-        self._revision = 0
-
-    @property
-    def revision(self) -> int:
-        """Counts the changes of the view."""
-        return self._revision
 
     def members(self, stage: StageName) -> list[Member]:
         """Members of `stage` that take new work (state READY), in the order the controller gave them."""
@@ -141,26 +134,11 @@ class Membership:
         """Calls `callback()` after every change of the view, on the event loop."""
         self._on_change.append(callback)
 
-    async def wait_for(self, stage: StageName, timeout_s: float) -> list[Member]:
-        """The ready members of `stage` as soon as there is one; raises Unavailable when none comes in time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not (members := self.members(stage)):
-                    await self.wait_for_change()
-        except TimeoutError:
-            raise Unavailable(
-                f"no ready actor in stage {stage} within {timeout_s:.1f} s, expected at least one; "
-                f"see stages.{stage}.replicas and the actors' logs",
-                field=f"stages.{stage}.replicas",
-            ) from None
-        return members
-
     async def wait_for_change(self) -> None:
         """Returns after the next change of the view."""
         await self._changed.wait()
 
     def _note_change(self) -> None:
-        self._revision += 1
         # A fresh event for the next change: everybody who waits on the old one wakes once.
         self._changed.set()
         self._changed = asyncio.Event()

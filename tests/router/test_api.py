@@ -139,6 +139,23 @@ async def test_a_call_without_a_deadline_gets_the_default() -> None:
             await client.ask("hello", timeout_s=60)
 
 
+async def test_a_client_that_does_not_read_loses_its_place() -> None:
+    small_window = [("grpc.http2.lookahead_bytes", 1_024), ("grpc.http2.bdp_probe", 0)]
+    async with FakeSystem("prefill", "decode", defaults={"timeout_s": 0.5}) as system, serving(system) as endpoint:
+        system.actors["decode-0"].step_s = 0.0001
+        async with grpc.aio.insecure_channel(endpoint, options=small_window) as channel:
+            message = inference_pb2.ChatMessage(role="user", parts=[inference_pb2.ContentPart(text="hello")])
+            sampling = common_pb2.SamplingParameters(max_tokens=3_000, ignore_eos=True)
+            request = inference_pb2.GenerateRequest(messages=[message], sampling=sampling)
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request)
+            await call.initial_metadata()
+            assert system.dispatcher.num_pending == 1
+            async with asyncio.timeout(3):
+                while system.dispatcher.num_pending:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            call.cancel()
+
+
 async def test_a_stage_without_actors_is_named_within_the_deadline() -> None:
     async with asking("prefill") as (_, client):
         with pytest.raises(Unavailable, match="stage decode"):
