@@ -1,12 +1,11 @@
 """Image files: opened through an allow-list of formats, measured from their headers."""
 
-import io
-
 from PIL import Image, ImageFile
 
 from triptych.config import LimitsSection
-from triptych.errors import InvalidRequest, TriptychError
+from triptych.errors import InvalidRequest, RequestTooLarge, TriptychError
 from triptych.media.bounds import check_num_bytes, check_size
+from triptych.media.metered_reader import MeteredReader
 from triptych.media.png import move_metadata_first
 from triptych.media.shapes import ImageShape
 from triptych.media.webp import read_canvas_size
@@ -14,6 +13,10 @@ from triptych.media.webp import read_canvas_size
 # Pillow's names. Phones' multi-picture files are opened as JPEG. Other formats are never tried: some run outside
 # programs (EPS), some read whole files to find out what they are.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+# Each scan of a progressive JPEG costs a walk over all pixels, however few bytes it has. Encoders write about ten.
+MAX_JPEG_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
 
 # EXIF and TIFF tags.
 _ORIENTATION = 0x0112
@@ -42,6 +45,13 @@ def open_image(data: bytes, limits: LimitsSection, field: str) -> ImageFile.Imag
         shape = None if image is None else _oriented_shape(image)
     except TriptychError:
         raise
+    except Image.DecompressionBombError as error:
+        # A GIF frame that is larger than the screen in the file's header.
+        raise RequestTooLarge(
+            f"{field} has a frame that is too large ({error}), "
+            f"expected at most {limits.max_image_pixels} pixels (limits.max_image_pixels)",
+            field=field,
+        ) from error
     except Exception as error:
         raise unreadable_image(field, error) from error
     if image is None or shape is None:
@@ -73,8 +83,19 @@ def _open(data: bytes, limits: LimitsSection, field: str) -> ImageFile.ImageFile
             check_size(*read_canvas_size(data), limits, field)
         if name == "PNG":
             data = move_metadata_first(data)
-        return factory(io.BytesIO(data), "")
+        if name == "JPEG":
+            _check_num_scans(data, field)
+        reader = MeteredReader(data, field)
+        image = factory(reader, "")
+        reader.allow_pixels(image.width * image.height)
+        return image
     return None
+
+
+def _check_num_scans(data: bytes, field: str) -> None:
+    num_scans = data.count(_START_OF_SCAN)
+    if num_scans > MAX_JPEG_SCANS:
+        raise InvalidRequest(f"{field} has {num_scans} scans, expected at most {MAX_JPEG_SCANS}", field=field)
 
 
 def _oriented_shape(image: ImageFile.ImageFile) -> ImageShape:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from triptych.config import LimitsSection
 from triptych.errors import ConfigurationError, InvalidRequest
 from triptych.media.bounds import check_num_bytes, check_num_frames, check_size
+from triptych.media.mp4 import tame_mp4
 from triptych.media.shapes import VideoShape
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def open_video(data: bytes, limits: LimitsSection, field: str) -> "Iterator[tupl
             f"{field} begins with {data[:12]!r}, expected a video file: MP4, MOV, WebM, MKV or AVI", field=field
         )
     av = _import_av()
+    if container_format == "mov":
+        data = tame_mp4(data, field)
     try:
         with av.open(
             io.BytesIO(data),
