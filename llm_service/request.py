@@ -96,6 +96,11 @@ class RequestReader:
                 f"sampling.stop_token_ids holds {unknown[0]}, expected ids below the vocabulary size {vocab_size}",
                 field="sampling.stop_token_ids",
             )
+        if sampling.min_tokens and len({*sampling.stop_token_ids, *self._model.eos_token_ids}) >= vocab_size:
+            raise InvalidRequest(
+                "sampling.stop_token_ids holds the whole vocabulary, expected to leave a token for sampling.min_tokens",
+                field="sampling.stop_token_ids",
+            )
 
     def _too_long(self, num_tokens: int) -> RequestTooLarge:
         return RequestTooLarge(

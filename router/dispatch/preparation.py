@@ -50,6 +50,7 @@ class Preparation:
         """The same, on the caller's thread."""
         begun_at = time.monotonic()
         check_request(request, self._model_name, self._limits)
+        self._check_text_length(request)
         sampling = SamplingParameters.from_proto(request.sampling, self._defaults, self._limits)
         media = self._media_of(request)
         layouts = [media_layout(item, self._processing, self._limits, field) for field, item in media]
@@ -100,6 +101,12 @@ class Preparation:
             return common_pb2.Media(kind=kind, options=options, frames=part.video.frames)
         return common_pb2.Media(kind=kind, options=options, data=part.video.data)
 
+    def _check_text_length(self, request: inference_pb2.GenerateRequest) -> None:
+        """Refuses what can't fit before all of it is tokenized."""
+        text = "\n".join(part.text for message in request.messages for part in message.parts)
+        if self._prompts.is_far_longer(text, self._max_context_tokens):
+            raise self._too_long(f"of more than {self._max_context_tokens} tokens")
+
     def _build_prompt(self, request: inference_pb2.GenerateRequest, media: Sequence[MediaGrid]) -> Prompt:
         messages = [_chat_message(message) for message in request.messages]
         try:
@@ -116,9 +123,11 @@ class Preparation:
         if num_prompt_tokens < self._max_context_tokens:
             return self._max_context_tokens - num_prompt_tokens
         num_media_tokens = sum(placement.length for placement in prompt.placements)
-        raise RequestTooLarge(
-            f"messages make a prompt of {num_prompt_tokens} tokens ({num_media_tokens} of them for pictures and "
-            f"videos), expected fewer than {self._max_context_tokens}, the context length "
+        raise self._too_long(f"of {num_prompt_tokens} tokens ({num_media_tokens} of them for pictures and videos)")
+
+    def _too_long(self, length: str) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"messages make a prompt {length}, expected fewer than {self._max_context_tokens}, the context length "
             "(of the model, or stages.*.max_context_tokens where that is set)",
             field="messages",
         )

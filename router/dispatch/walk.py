@@ -136,13 +136,15 @@ class Walk:
         return held.enter_context(self._loads.take(member.actor_id, load))
 
     def _release_tickets(self) -> None:
-        """Frees tensors that were made but will not be fetched; calls that still ran let go of theirs by themselves."""
-        record, requests = self.record, self._requests
+        """Frees tensors that will not be fetched.
+
+        Calls that were cancelled let go of theirs by themselves, unless they had just ended and their response was on
+        its way: so all tickets are released that nobody is known to have used. Those without a tensor are no error.
+        """
+        record, requests, prefill = self.record, self._requests, self._placement.prefill
         if record.prefill is None and record.num_decoded == 0:
-            encoded = {result.ticket_id for result in record.encode_results}
             for share in requests.shares:
-                if encoded.issuperset(share.ticket_ids):
-                    self._calls.release(share.encoder, share.ticket_ids)
-        holds_pages = record.prefill is not None and not record.prefill.finish_reason
-        if holds_pages and record.num_decoded == 0 and record.decode is None and self._placement.prefill is not None:
-            self._calls.release(self._placement.prefill, [requests.decode.kv_ticket.ticket_id])
+                self._calls.release(share.encoder, share.ticket_ids)
+        is_ended_by_prefill = record.prefill is not None and record.prefill.finish_reason
+        if prefill is not None and not is_ended_by_prefill and record.num_decoded == 0 and record.decode is None:
+            self._calls.release(prefill, [requests.decode.kv_ticket.ticket_id])
