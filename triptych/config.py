@@ -125,6 +125,9 @@ class LimitsSection(Section):
     max_video_frames: int = Field(
         4_096, ge=1, description="Frames in the file; how many are sampled is the model's choice."
     )
+    max_video_pixels: int = Field(
+        10_000_000_000, ge=1, description="Frames in the file times the pixels of one, before anything is decoded."
+    )
     max_media_items: int = Field(64, ge=0, description="Pictures and videos of one request.")
     max_messages: int = Field(1_024, ge=1, description="Messages of one request.")
     max_text_bytes: int = Field(4 * MIB, ge=1, description="All text of one request.")

@@ -151,3 +151,11 @@ def test_bad_frames(frames: list[bytes], rate: float, field: str, words: str) ->
         probe_frames(frames, limits, "video", frames_per_second=rate)
     assert caught.value.field == field
     assert words in caught.value.message
+
+
+def test_all_frames_together_have_a_limit() -> None:
+    """Few bytes can hold many large frames, and each one up to the last sampled has to be decoded."""
+    data = video(12, 64, 48)
+    assert probe_video(data, LimitsSection(max_video_pixels=12 * 64 * 48), FIELD).num_frames == 12
+    with pytest.raises(RequestTooLarge, match=r"12 frames of 64x48 = 36864 pixels.*limits\.max_video_pixels"):
+        probe_video(data, LimitsSection(max_video_pixels=12 * 64 * 48 - 1), FIELD)

@@ -33,6 +33,20 @@ def check_size(width: int, height: int, limits: LimitsSection, field: str) -> No
         )
 
 
+def check_frames(num_frames: int, width: int, height: int, limits: LimitsSection, field: str) -> None:
+    """As `check_num_frames`; raises RequestTooLarge also for more than limits.max_video_pixels in all frames together.
+
+    Every frame up to the last one sampled has to be decoded.
+    """
+    check_num_frames(num_frames, limits, field)
+    if num_frames * width * height > limits.max_video_pixels:
+        raise RequestTooLarge(
+            f"{field} has {num_frames} frames of {width}x{height} = {num_frames * width * height} pixels, "
+            f"expected at most {limits.max_video_pixels} (limits.max_video_pixels)",
+            field=field,
+        )
+
+
 def check_num_frames(num_frames: int, limits: LimitsSection, field: str) -> None:
     """Raises InvalidRequest without a frame, RequestTooLarge with more than limits.max_video_frames."""
     if num_frames < 1:

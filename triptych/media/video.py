@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.config import LimitsSection
 from triptych.errors import ConfigurationError, InvalidRequest
-from triptych.media.bounds import check_num_bytes, check_num_frames, check_size
+from triptych.media.bounds import check_frames, check_num_bytes, check_size
 from triptych.media.mp4 import tame_mp4
 from triptych.media.shapes import VideoShape
 
@@ -28,7 +28,7 @@ def probe_video(data: bytes, limits: LimitsSection, field: str) -> VideoShape:
         width, height = stream.codec_context.width, stream.codec_context.height
         rate = _frame_rate(stream, field)
         num_frames = count_frames(container, stream, limits.max_video_frames + 1)
-    check_num_frames(num_frames, limits, field)
+    check_frames(num_frames, width, height, limits, field)
     return VideoShape(width, height, num_frames, rate)
 
 

@@ -11,13 +11,16 @@ from typing import Any, NoReturn
 
 import grpc
 
-from triptych.errors import DeadlineExceeded, InternalError, TriptychError, Unavailable
+from triptych.errors import DeadlineExceeded, InternalError, InvalidRequest, TriptychError, Unavailable
 from triptych.rpc.status import abort, from_rpc_error
 
 logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Any]
+
+# Stands for a request that could not be parsed; gRPC itself would answer UNKNOWN with the exception's text.
+_UNREADABLE = object()
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -50,12 +53,31 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 else grpc.unary_unary_rpc_method_handler
             )
             behaviour = _unary(handler.stream_unary if handler.request_streaming else handler.unary_unary, method)
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        deserializer = handler.request_deserializer
+        if deserializer is not None and not handler.request_streaming:
+            deserializer = _tolerant(deserializer)
+        return make(behaviour, deserializer, handler.response_serializer)
+
+
+def _tolerant(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def parse(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except Exception:
+            return _UNREADABLE
+
+    return parse
+
+
+def _check_readable(request: Any, method: str) -> None:
+    if request is _UNREADABLE:
+        raise InvalidRequest(f"the request of {method} can't be parsed, expected its message in protobuf's wire format")
 
 
 def _unary(behaviour: Handler, method: str) -> Handler:
     async def call(request: Any, context: Context) -> Any:
         try:
+            _check_readable(request, method)
             return await behaviour(request, context)
         except (Exception, asyncio.CancelledError) as error:
             await _end(context, method, error)
@@ -66,6 +88,7 @@ def _unary(behaviour: Handler, method: str) -> Handler:
 def _streaming(behaviour: Handler, method: str) -> Handler:
     async def call(request: Any, context: Context) -> None:
         try:
+            _check_readable(request, method)
             responses = behaviour(request, context)
             if inspect.isawaitable(responses):
                 await responses

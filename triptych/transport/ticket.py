@@ -30,6 +30,8 @@ MAX_DIMENSIONS = 8
 MAX_TENSOR_BYTES = 1 << 40
 MAX_LANES = 16
 
+# Host names, IPv4, and IPv6 in brackets.
+_ENDPOINT = re.compile(r"(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.%]{2,64}\]):[0-9]{1,5}")
 _ID = re.compile(rf"[A-Za-z0-9_.:-]{{1,{MAX_ID_LENGTH}}}")
 
 
@@ -127,9 +129,10 @@ class Ticket:
         """Raises InvalidRequest, naming the field, when the message can't be the name of a tensor."""
         check_id(message.ticket_id, "ticket.ticket_id")
         check_id(message.producer_id, "ticket.producer_id")
-        if not message.producer_endpoint:
+        if not _ENDPOINT.fullmatch(message.producer_endpoint):
             raise InvalidRequest(
-                "ticket.producer_endpoint is empty; expected host:port", field="ticket.producer_endpoint"
+                f"ticket.producer_endpoint={message.producer_endpoint[:MAX_ID_LENGTH]!r}: expected host:port",
+                field="ticket.producer_endpoint",
             )
         if len(message.lanes) > MAX_LANES:
             raise InvalidRequest(
