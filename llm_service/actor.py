@@ -199,13 +199,7 @@ class LlmActor:
             ),
             encoder=embedder.counters() if embedder is not None else None,
             language=stage.counters(),
-            leases=admin_pb2.LeaseCounters(
-                held_leases=leases.held_leases,
-                held_bytes=leases.held_bytes,
-                granted_leases=leases.granted,
-                expired_leases=leases.expired,
-                pending_tickets=leases.pending,
-            ),
+            leases=leases.to_proto(),
             state=admin_pb2.ACTOR_STATE_DRAINING if stage.is_draining else admin_pb2.ACTOR_STATE_READY,
         )
 

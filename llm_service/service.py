@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -68,8 +69,10 @@ class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignor
         check_id(request.router_id, "router_id")
         if self._stage.role is Role.PREFILL:
             raise FailedPrecondition("this actor has the role prefill and streams no tokens")
-        async for response in self._stage.steps.read(request.router_id):
-            yield response
+        # Closed at once when the router goes away, not when it is collected: that is what ends what the router began.
+        async with aclosing(self._stage.steps.read(request.router_id)) as responses:
+            async for response in responses:
+                yield response
 
 
 def _prefill_response(result: PrefillResult) -> language_pb2.PrefillResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from llm_service.sequence import FinishReason
@@ -97,7 +97,7 @@ class StepStreams:
                 router.drop_unfinished(request_id)
             self._forget_unused(router_id, router)
 
-    async def read(self, router_id: str) -> AsyncIterator[language_pb2.StreamStepsResponse]:
+    async def read(self, router_id: str) -> AsyncGenerator[language_pb2.StreamStepsResponse, None]:
         """The router's messages for as long as it listens; a second reader takes the place of the first."""
         router = self._router(router_id)
         if router.reader is not None:

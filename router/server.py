@@ -35,6 +35,10 @@ class ActorCluster(Protocol):
         """Makes actors there."""
         ...
 
+    def end_at_once(self) -> None:
+        """Ends by force what would stay behind when this process exits now."""
+        ...
+
 
 class RouterServer:
     """`start` brings the system up, `stop` takes it down. Belongs to one event loop.
@@ -96,7 +100,7 @@ async def serve_until_signal(
     """
     server = RouterServer(config, cluster)
     interrupted = asyncio.Event()
-    _on_signals(interrupted)
+    _on_signals(interrupted, cluster)
     try:
         await _start_unless(interrupted, server, progress, on_ready)
         await interrupted.wait()
@@ -119,10 +123,10 @@ async def _start_unless(
     await asyncio.gather(starting, return_exceptions=True)
 
 
-def _on_signals(interrupted: asyncio.Event) -> None:
+def _on_signals(interrupted: asyncio.Event, cluster: ActorCluster) -> None:
     def handle() -> None:
         if interrupted.is_set():
-            # A local cluster's processes die with this one.
+            cluster.end_at_once()
             os._exit(EXIT_INTERRUPTED)
         interrupted.set()
 

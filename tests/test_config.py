@@ -51,6 +51,29 @@ def test_bad_values_name_their_key(overrides: dict[str, object], words: str) -> 
         DeploymentConfig.from_sources(overrides=overrides, environment={})
 
 
+def test_an_unknown_key_says_what_was_meant_and_where_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "triptych.yaml"
+    file.write_text("stages:\n  encoders: {replicas: 2}\n")
+    environment = {"TRIPTYCH_STAGES__DECODE__REPLICA": "2"}
+    with pytest.raises(ConfigurationError) as raised:
+        DeploymentConfig.from_sources(file, {"router": {"port": "x"}, "stages": {"prefill": 3}}, environment)
+    text = str(raised.value)
+    unknown = f"stages.encoders (from file {file}): unknown key, expected one of encoder, prefill, decode, "
+    assert unknown + "prefill_decode; did you mean stages.encoder?" in text
+    assert "stages.decode.replica (from environment variable TRIPTYCH_STAGES__DECODE__REPLICA): unknown key" in text
+    assert "did you mean stages.decode.replicas?" in text
+    assert "router.port (from command line): found 'x', expected a valid integer" in text
+    assert "stages.prefill (from command line): found 3, expected a mapping of keys" in text
+
+
+def test_no_word_of_the_validation_library_reaches_the_operator() -> None:
+    for overrides in ({"nothing": 1}, {"stages": {"encoder": {"replicas": -1}}}, {"stages": {"encoder": {"replicas": 0}}}):
+        with pytest.raises(ConfigurationError) as raised:
+            DeploymentConfig.from_sources(overrides=overrides, environment={})
+        for words in ("Value error", "Extra inputs", "Input should"):
+            assert words not in str(raised.value)
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "mode: [", "\x00"])
 def test_unreadable_file_is_a_configuration_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "triptych.yaml"

@@ -7,7 +7,7 @@ over the defaults below. Unknown keys are errors. Helm values and `triptych serv
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from triptych.config_error import configuration_error, origins_of
 from triptych.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "TRIPTYCH_"
@@ -208,30 +209,29 @@ class DeploymentConfig(Section):
     ) -> DeploymentConfig:
         """Merge file, environment and `overrides` (nested, as from the command line).
 
-        Raises ConfigurationError that names each bad key.
+        Raises ConfigurationError that names each bad key and the layer it came from.
 
         In mode colocated the replicas of the stages that do not exist there become 0, and prefill_decode gets one
         unless it was set: `mode: colocated` alone is a complete configuration.
         """
         values: dict[str, Any] = {}
-        for layer in (
-            _read_file(file),
-            _read_environment(os.environ if environment is None else environment),
-            overrides or {},
+        origins: dict[tuple[str, ...], str] = {}
+        for name, layer in (
+            (f"file {file}", _read_file(file)),
+            *_read_environment(os.environ if environment is None else environment),
+            ("command line", overrides or {}),
         ):
             values = _merge(values, layer)
+            for path, origin in origins_of(layer, name).items():
+                origins.pop(path, None)  # The last layer comes last.
+                origins[path] = origin
         if values.get("mode") == Mode.COLOCATED:
             values = _merge(_COLOCATED_DEFAULTS, values)
             values = _merge(values, _COLOCATED_FIXED)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = [
-                f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {item['msg']}"
-                for item in error.errors()
-            ]
-            field = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise ConfigurationError("; ".join(lines), field=field) from None
+            raise configuration_error(error, cls, origins) from None
 
 
 _COLOCATED_DEFAULTS: dict[str, Any] = {"stages": {"prefill_decode": {"replicas": 1}}}
@@ -254,8 +254,8 @@ def _read_file(file: Path | None) -> dict[str, Any]:
     return values
 
 
-def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _read_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each variable with its name, as a layer."""
     for name, text in sorted(environment.items()):
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue
@@ -266,8 +266,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigurationError(f"environment variable {name}={text!r} is no YAML value: {error}") from None
         for part in reversed(path):
             nested = {part: nested}
-        values = _merge(values, nested)
-    return values
+        yield f"environment variable {name}", nested
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,20 @@ def describe_answer(answer: Answer) -> Iterator[str]:
         "total": times.total_s,
     }
     yield "times in ms: " + ", ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in parts.items())
-    encoders, lanes = ", ".join(route.encoder_actors), ", ".join(route.embedding_lanes)
-    yield (
-        f"route: encode {encoders or '-'} -[{lanes or '-'}]-> prefill {route.prefill_actor} "
-        f"-[{route.kv_lane or '-'}]-> decode {route.decode_actor}, attempts {route.attempts}"
-    )
+    yield f"route: {_path(answer)}, attempts {route.attempts}"
+
+
+def _path(answer: Answer) -> str:
+    """Who did what in turn, and the lanes between them; an actor that does several things stands there once."""
+    route = answer.route
+    encoders = [actor for actor in route.encoder_actors if actor != route.prefill_actor]
+    lanes = ", ".join(route.embedding_lanes) or "-"
+    is_one = route.prefill_actor == route.decode_actor
+    has_own_tower = answer.usage.media_tokens > 0 and not encoders
+    work = "prefill and decode" if is_one else "prefill"
+    if has_own_tower:
+        work = "encode, prefill and decode" if is_one else "encode and prefill"
+    path = f"{work} {route.prefill_actor}"
+    if encoders:
+        path = f"encode {', '.join(encoders)} -[{lanes}]-> {path}"
+    return path if is_one else f"{path} -[{route.kv_lane or '-'}]-> decode {route.decode_actor}"

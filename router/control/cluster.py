@@ -14,8 +14,8 @@ from typing import Any
 import ray
 
 from router.control.actor_options import logical_cpus, needed_gpus
-from router.control.cluster_probe import probe_cluster
-from router.control.orphan_guard import OrphanGuard
+from router.control.cluster_probe import named_address, probe_cluster
+from router.control.orphan_guard import OrphanGuard, end_local_cluster
 from router.control.ray_actor import RayLauncher
 from triptych.config import ControlSection, DeploymentConfig
 from triptych.errors import ConfigurationError
@@ -71,6 +71,12 @@ class Cluster:
             # Actors that were ended by force could not remove theirs.
             sweep_dead_slabs()
 
+    def end_at_once(self) -> None:
+        """For a process that is about to exit: kills a local cluster and removes the shared memory of its actors."""
+        if self.is_local:
+            end_local_cluster()
+            sweep_dead_slabs()
+
     def __enter__(self) -> Cluster:
         return self
 
@@ -81,18 +87,22 @@ class Cluster:
 
     @classmethod
     def _start(cls, config: DeploymentConfig, show_logs: bool) -> Cluster:
-        with _environment_for_local_start():
-            _connect(
-                show_logs,
-                address="local",
-                namespace=config.control.namespace,
-                num_cpus=logical_cpus(config),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=temporary_folder(tempfile.gettempdir()),
-                # The actors' environments differ from the plain one, so that a worker started ahead is never used.
-                _system_config={"prestart_worker_first_driver": False},
-            )
+        try:
+            with _environment_for_local_start():
+                _connect(
+                    show_logs,
+                    address="local",
+                    namespace=config.control.namespace,
+                    num_cpus=logical_cpus(config),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=temporary_folder(tempfile.gettempdir()),
+                    # The actors' environments differ from the plain one: a worker started ahead is never used.
+                    _system_config={"prestart_worker_first_driver": False},
+                )
+        except KeyboardInterrupt:
+            end_local_cluster()
+            raise
         cluster = cls(True, OrphanGuard.start(), "a local Ray cluster")
         available = ray.cluster_resources().get("GPU", 0.0)
         if needed_gpus(config) > available:
@@ -106,14 +116,15 @@ class Cluster:
 
     @classmethod
     def _join(cls, control: ControlSection, show_logs: bool) -> Cluster:
-        probe_cluster(control.address)
+        address = named_address(control.address)
+        probe_cluster(address)
         try:
-            _connect(show_logs, address=control.address, namespace=control.namespace)
+            _connect(show_logs, address=address, namespace=control.namespace)
         except Exception as error:
             # Ray tells "no cluster here", "wrong version" and "wrong token" by many classes; the first line says which.
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigurationError(
-                f"control.address={control.address!r}: can't join a Ray cluster there: {reason}",
+                f"control.address={address!r}: can't join a Ray cluster there: {reason}",
                 field="control.address",
             ) from error
         return cls(False, None, f"the Ray cluster at {ray.get_runtime_context().gcs_address}")

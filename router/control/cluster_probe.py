@@ -39,6 +39,12 @@ def probe_cluster(address: str) -> None:
         raise _refused(address, reason)
 
 
+def named_address(address: str, environment: Mapping[str, str] | None = None) -> str:
+    """What 'auto' stands for: the cluster that RAY_ADDRESS names, where it is set. Other addresses stay as they are."""
+    outside = os.environ if environment is None else environment
+    return outside.get("RAY_ADDRESS", "").strip() or address if address == AUTO else address
+
+
 def check_address(address: str) -> None:
     """Raises ConfigurationError for a malformed address, or where nothing listens."""
     if address == AUTO:

@@ -1,8 +1,10 @@
-"""OrphanGuard: ends the two helper processes that Ray leaves for over a minute when the driver is killed.
+"""OrphanGuard: clears up what a local Ray cluster leaves when its driver is killed: two helper processes, and the
+shared memory of the actors.
 
 On Linux the local cluster's main processes die with the driver (PR_SET_PDEATHSIG), and workers with them. The agents
 that the raylet started do not: they notice, but then wait 80 s for a control store that is gone. The guard is a tiny
-process of its own that waits for the end of its parent and then ends those agents.
+process of its own that waits for the end of its parent, then ends those agents and removes the files that actors
+ended by force could not remove.
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ from pathlib import Path
 PROC = Path("/proc")
 # Processes get that long to end by themselves.
 _GRACE_S = 0.5
+_END_TIMEOUT_S = 1.0
+# What tells the guard that the cluster was shut down in order: there is nothing left to remove.
+_RELEASED = b"released"
+_SWEEP = "from triptych.transport.shared_memory import sweep_dead_slabs; sweep_dead_slabs()"
+_SWEEP_TIMEOUT_S = 60.0
 
 
 class OrphanGuard:
@@ -28,9 +35,9 @@ class OrphanGuard:
     @classmethod
     def start(cls) -> OrphanGuard | None:
         """Guards what the raylets of this process have started by now; None where there is nothing, or no /proc."""
-        raylets = [pid for pid in processes_of(os.getpid()) if _name(pid) == "raylet"]
+        raylets = _local_processes("raylet")
         marks = [_mark(child) for raylet in raylets for child in processes_of(raylet)]
-        if not marks:
+        if not raylets:
             return None
         command = [sys.executable, "-S", "-E", __file__, *marks]
         # A session of its own: Ctrl-C in the terminal must not end the guard before the guarded.
@@ -39,7 +46,11 @@ class OrphanGuard:
     def release(self) -> None:
         """Ends the guard after one last look; the cluster was shut down."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            try:
+                self._process.stdin.write(_RELEASED)
+                self._process.stdin.close()
+            except BrokenPipeError:
+                return  # It was ended from outside.
         try:
             self._process.wait(timeout=10 * _GRACE_S)
         except subprocess.TimeoutExpired:
@@ -53,15 +64,50 @@ def processes_of(parent: int) -> list[int]:
     return [pid for pid in pids if (fields := _fields(pid)) and int(fields[1]) == parent]
 
 
+def end_local_cluster() -> None:
+    """Kills the Ray processes that this process started, workers included, and waits up to a second for their end."""
+    roots = _local_processes("raylet", "gcs_server")
+    pids = [*roots, *(pid for root in roots for pid in _descendants(root))]
+    for pid in pids:
+        _kill(pid)
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while any((fields := _fields(pid)) and fields[0] != "Z" for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def end_marked(marks: list[str]) -> None:
-    """Waits for the end of standard input, then ends the marked processes that are still there."""
-    sys.stdin.buffer.read()
+    """Waits for the end of standard input, then ends the marked processes that are still there.
+
+    Unless the input says that the cluster was shut down in order, removes the shared memory of dead actors, too.
+    """
+    word = sys.stdin.buffer.read()
     time.sleep(_GRACE_S)
     for mark in marks:
         pid = int(mark.partition(":")[0])
         # The start time tells a process from a later one with the same number.
         if _mark(pid) == mark:
-            os.kill(pid, signal.SIGKILL)
+            _kill(pid)
+    if word != _RELEASED:
+        # A process of its own: the guard starts without packages, so that it costs next to nothing while it waits.
+        quiet = subprocess.DEVNULL
+        command = [sys.executable, "-c", _SWEEP]
+        subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=_SWEEP_TIMEOUT_S, check=False)
+
+
+def _local_processes(*names: str) -> list[int]:
+    return [pid for pid in processes_of(os.getpid()) if _name(pid) in names]
+
+
+def _descendants(parent: int) -> list[int]:
+    children = processes_of(parent)
+    return [*children, *(pid for child in children for pid in _descendants(child))]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def _mark(pid: int) -> str:

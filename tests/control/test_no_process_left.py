@@ -98,23 +98,51 @@ def commands(tmp_path: Path) -> Iterator[list[Command]]:
         command.end()
 
 
-def test_ctrl_c_ends_everything(commands: list[Command], random_model_folder: Path, tmp_path: Path) -> None:
-    arguments = ["-m", "router.cli", "serve", "--model", str(random_model_folder), "--port", "0"]
-    command = Command(arguments, tmp_path / "log")
+def serve(commands: list[Command], model_folder: Path, log: Path) -> tuple[Command, list[str]]:
+    """A running system, and the ids of its actors."""
+    command = Command(["-m", "router.cli", "serve", "--model", str(model_folder), "--port", "0"], log)
     commands.append(command)
     command.wait_for("Triptych serves")
-    names = {running_name(pid) for pid in command.started}
-    # Names are cut at 15 characters.
-    assert {"raylet", "gcs_server", "ray::NodeEncode", "ray::NodeLlmAct"} <= names
-    endpoint = re.search(r"at (127\.0\.0\.1:\d+)", command.log.read_text())
+    endpoint = re.search(r"at (127\.0\.0\.1:\d+)", log.read_text())
     assert endpoint is not None
     with Client(endpoint.group(1)) as client:
         actor_ids = [actor.actor_id for stage in client.topology().stages for actor in stage.actors]
-    assert slabs_of(actor_ids), "the actors have none: the check below could not fail"
+    assert slabs_of(actor_ids), "the actors have none: the checks of the tests could not fail"
+    return command, actor_ids
+
+
+def test_ctrl_c_ends_everything(commands: list[Command], random_model_folder: Path, tmp_path: Path) -> None:
+    command, actor_ids = serve(commands, random_model_folder, tmp_path / "log")
+    names = {running_name(pid) for pid in command.started}
+    # Names are cut at 15 characters.
+    assert {"raylet", "gcs_server", "ray::NodeEncode", "ray::NodeLlmAct"} <= names
     command.send(signal.SIGINT)
     assert command.wait(30.0) == 0, command.log.read_text()
     assert_all_gone(command, 2.0)
     assert "Traceback" not in command.log.read_text()
+    assert slabs_of(actor_ids) == []
+
+
+def test_a_second_ctrl_c_ends_everything_at_once(
+    commands: list[Command], random_model_folder: Path, tmp_path: Path
+) -> None:
+    command, actor_ids = serve(commands, random_model_folder, tmp_path / "log")
+    command.send(signal.SIGINT)
+    time.sleep(0.1)
+    command.send(signal.SIGINT)
+    assert command.wait(5.0) == 130, command.log.read_text()
+    assert slabs_of(actor_ids) == []
+    assert "Traceback" not in command.log.read_text()
+    assert_all_gone(command, 5.0)
+
+
+def test_after_sigkill_the_guard_removes_shared_memory(
+    commands: list[Command], random_model_folder: Path, tmp_path: Path
+) -> None:
+    command, actor_ids = serve(commands, random_model_folder, tmp_path / "log")
+    command.send(signal.SIGKILL)
+    command.wait(5.0)
+    assert_all_gone(command, 40.0)  # The guard, too, which loads torch for that.
     assert slabs_of(actor_ids) == []
 
 
@@ -129,4 +157,4 @@ def test_a_local_cluster_ends_with_the_process_that_started_it(
     command.send(number)
     command.wait(10.0)
     # Without the guard Ray's agents stay for 80 s.
-    assert_all_gone(command, 10.0)
+    assert_all_gone(command, 40.0)
