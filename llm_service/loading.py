@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from llm_service.attention import build_attention
+from llm_service.device_defaults import resolve_section
 from llm_service.engine import Engine, StepOutput
 from llm_service.kv_cache import PagedKvCache, PageShape
 from llm_service.model_runner import ModelRunner
@@ -59,6 +60,7 @@ class LoadedModel:
 
 def build_engine(model: LoadedModel, section: LanguageSection, publish: Callable[[list[StepOutput]], None]) -> Engine:
     """An engine with its own KV cache, still to be started. Raises ConfigurationError for values that can't work."""
+    section = resolve_section(section, model.device)
     shape = PageShape.of_model(model.config.text, section.page_size, model.dtype)
     num_pages = section.num_pages or shape.num_pages_in(section.kv_cache_bytes)
     cache = PagedKvCache(shape, num_pages, model.device)
