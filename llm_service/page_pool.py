@@ -7,7 +7,6 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from typing import TypeAlias
 
-
 # int32: a step's block tables are copied into the upload as they are.
 PageTable: TypeAlias = "array[int]"
 PAGE_TYPECODE = "i"

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from llm_service.sampler import StopTokens
 from llm_service.scheduler import Chunk
-from llm_service.sequence import Sequence
 
 Progress = Callable[[int, int], None]
 """Called with how many parts of a preparation are done, and of how many."""
-
-
-class StopTokens(Protocol):
-    """The part of a sampler that the engine itself asks."""
-
-    def stop_token_ids(self, sequence: Sequence) -> tuple[int, ...]: ...
 
 
 class LaunchedStep(Protocol):

@@ -14,7 +14,6 @@ from llm_service.prompt import Prompt
 from triptych.sampling import SamplingParameters
 from triptych.v1 import common_pb2
 
-
 # Stands in `token_ids` for a token that a step in flight has yet to choose.
 PENDING_TOKEN = -1
 NO_LIMIT = 2**62
@@ -64,6 +63,7 @@ class Sequence:
 
     state: SequenceState = SequenceState.WAITING
     token_ids: list[int] = field(init=False)
+    last_prompt_position: tuple[int, ...] = field(init=False)
     # Both run ahead of the device: they count what steps in flight compute and choose.
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
@@ -80,6 +80,7 @@ class Sequence:
     def __post_init__(self) -> None:
         assert self.embeddings is None or len(self.embeddings) == len(self.prompt.media)
         self.token_ids = list(self.prompt.token_ids)
+        self.last_prompt_position = tuple(self.prompt.positions[:, -1].tolist())
 
     def take_over(self, first_token_id: int, pages: Tensor) -> None:
         """The prompt was computed elsewhere: here are all its KV pages, and the token that follows it."""
