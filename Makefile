@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(wildcard protos/triptych/v1/*.proto)
-# The floor of what the checked-in stubs run on: generated code refuses an older protobuf runtime (see docs/development.md).
+# The floor of what the checked-in stubs run on: generated code refuses an older protobuf runtime (see CONTRIBUTING.md).
 GRPCIO_TOOLS := grpcio-tools==1.76.0
 
 .PHONY: demo test check format protos clean

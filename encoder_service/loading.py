@@ -7,6 +7,7 @@ from encoder_service.engines import load_engine
 from encoder_service.precision import resolve_device, resolve_dtype
 from encoder_service.stage import EncoderStage, StageSettings
 from encoder_service.tickets import ProducedTensors
+from encoder_service.warm_up import warm_up
 from triptych.config import DeploymentConfig
 from triptych.media.layout import MediaProcessing
 from triptych.models.qwen2_5_vl.config import ModelConfig
@@ -27,7 +28,9 @@ def _load_stage(config: DeploymentConfig, folder: Path, producer_id: str) -> Enc
     model = ModelConfig.from_folder(folder)
     device = resolve_device(config.model)
     dtype = resolve_dtype(config.model, device)
+    processing = MediaProcessing.from_folder(folder)
     engine = load_engine(config.stages.encoder.engine, folder, model, dtype, device)
+    warm_up(engine, processing)
     produced = ProducedTensors(
         producer_id=producer_id,
         model_fingerprint=model_fingerprint(folder),
@@ -36,4 +39,4 @@ def _load_stage(config: DeploymentConfig, folder: Path, producer_id: str) -> Enc
         merge_size=model.vision.spatial_merge_size,
     )
     settings = StageSettings(config.stages.encoder, config.limits, config.transport)
-    return EncoderStage(settings, engine, MediaProcessing.from_folder(folder), produced)
+    return EncoderStage(settings, engine, processing, produced)

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +141,13 @@ class EncodePipeline:
 
     async def _encode(self, item: MediaItem) -> Embedding:
         arrived = time.monotonic()
-        started, patches = await asyncio.get_running_loop().run_in_executor(self._media_threads, self._prepare, item)
+        given_up = threading.Event()
+        try:
+            started, patches = await asyncio.get_running_loop().run_in_executor(
+                self._media_threads, self._prepare, item, given_up
+            )
+        finally:
+            given_up.set()
         prepared = time.monotonic()
         batched = await self._batcher.submit(patches, item.grid)
         self._cache.put(_content_id(item), batched.tensor)
@@ -154,10 +161,10 @@ class EncodePipeline:
             finished_at=time.monotonic(),
         )
 
-    def _prepare(self, item: MediaItem) -> tuple[float, Tensor]:
+    def _prepare(self, item: MediaItem, given_up: threading.Event) -> tuple[float, Tensor]:
         """On a media thread: when it began, and the patches."""
         started = time.monotonic()
-        return started, prepare_patches(item, self._processing, self._limits)
+        return started, prepare_patches(item, self._processing, self._limits, given_up)
 
 
 def _content_id(item: MediaItem) -> ContentId:

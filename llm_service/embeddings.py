@@ -38,11 +38,17 @@ class EmbeddingSource:
         self.num_accepted = 0
 
     def check(self, request: GenerationRequest) -> None:
-        """Raises FailedPrecondition for media that need a tower, without one; InvalidRequest where none is given."""
+        """As `check_pixels`; raises InvalidRequest too, for a place in the prompt that has neither ticket nor media."""
+        self.check_pixels(request)
+        for index, source in enumerate(request.sources):
+            if source is None:
+                field = f"prompt.media[{index}]"
+                raise InvalidRequest(f"{field} has neither a ticket nor media, expected one", field=field)
+
+    def check_pixels(self, request: GenerationRequest) -> None:
+        """Raises FailedPrecondition for media that need a tower, without one."""
         for index, source in enumerate(request.sources):
             field = f"prompt.media[{index}]"
-            if source is None:
-                raise InvalidRequest(f"{field} has neither a ticket nor media, expected one", field=field)
             if isinstance(source, common_pb2.Media) and self._embedder is None:
                 raise FailedPrecondition(
                     f"{field}.media holds raw media, but this LLM actor was started with {SWITCH}=1 and holds no "

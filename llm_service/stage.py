@@ -110,6 +110,8 @@ class LlmStage:
             if kv_ticket is None:
                 self._embeddings.check(request)
             else:
+                # Nothing of them is needed here, but who sends pixels believes in a tower that is not there.
+                self._embeddings.check_pixels(request)
                 check_kv_ticket(kv_ticket, request.prompt, self._page_shape, self._model.fingerprint)
             work = self._decode(request, router_id, kv_ticket, deadline)
             return await self._calls.run(request.request_id, work, deadline)

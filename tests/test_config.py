@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.configuration_page import PAGE, page
 from triptych.config import DeploymentConfig, Mode
 from triptych.errors import ConfigurationError
 from triptych.switch import SWITCH, is_multimodal_disaggregated
@@ -27,6 +28,11 @@ def test_mode_colocated_alone_is_complete() -> None:
     stages = config.stages
     assert (stages.encoder.replicas, stages.prefill.replicas, stages.decode.replicas) == (0, 0, 0)
     assert stages.prefill_decode.replicas == 1
+
+
+def test_a_key_of_prefill_decode_does_not_start_one() -> None:
+    config = DeploymentConfig.from_sources(overrides={"stages": {"prefill_decode": {"page_size": 32}}}, environment={})
+    assert config.stages.prefill_decode.replicas == 0
 
 
 @pytest.mark.parametrize(
@@ -62,3 +68,7 @@ def test_switch_is_off_when_unset_and_refuses_anything_else() -> None:
     assert not is_multimodal_disaggregated({})
     with pytest.raises(ConfigurationError, match="expected 0"):
         is_multimodal_disaggregated({SWITCH: "true"})
+
+
+def test_page_in_docs_is_what_the_schema_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tools.configuration_page` and commit"

@@ -64,11 +64,11 @@ class ModelSection(Section):
 class ActorSection(Section):
     """What every actor of a stage asks the cluster for, and how many there are."""
 
-    replicas: int = Field(1, ge=0, le=1024)
+    replicas: int = Field(1, ge=0, le=1024, description="Actors of this stage at the start.")
     num_cpus: float = Field(
         0.5, gt=0, description="Logical CPUs a Ray actor holds; above 0, or the node counts as idle."
     )
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: float = Field(0, ge=0, description="GPUs a Ray actor holds.")
     num_threads: int = Field(1, ge=1, description="Threads of the stage's CPU arithmetic (OMP_NUM_THREADS).")
 
 
@@ -92,7 +92,9 @@ class LanguageSection(ActorSection):
     page_size: int = Field(16, ge=1, description="Tokens a KV page holds. Must be equal on prefill and decode actors.")
     num_pages: int = Field(0, ge=0, description="KV pages; 0: as many as kv_cache_bytes hold.")
     kv_cache_bytes: int = Field(
-        0, ge=0, description="0: by device; on a GPU what gpu_memory_fraction leaves beside weights and work space."
+        0,
+        ge=0,
+        description="Memory of the KV pages; 0: by device, on a GPU what gpu_memory_fraction leaves beside weights and work space.",
     )
     gpu_memory_fraction: float = Field(
         0.9, gt=0, lt=1, description="Part of the GPU's memory that may be in use once the KV cache is there."
@@ -114,14 +116,20 @@ class LanguageSection(ActorSection):
         "context: how long a prompt may hold up running streams; 0: by device.",
     )
     max_context_tokens: int = Field(0, ge=0, description="Prompt and answer together; 0: what the model was made for.")
-    enable_prefix_cache: bool = True
+    enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
+
+
+class PrefillDecodeSection(LanguageSection):
+    """Actors that prefill and decode: none unless asked for, or in mode colocated."""
+
+    replicas: int = Field(0, ge=0, le=1024, description="Actors of this stage at the start; in mode colocated 1.")
 
 
 class StagesSection(Section):
     encoder: EncoderSection = EncoderSection()
     prefill: LanguageSection = LanguageSection()
     decode: LanguageSection = LanguageSection()
-    prefill_decode: LanguageSection = LanguageSection(replicas=0)
+    prefill_decode: PrefillDecodeSection = PrefillDecodeSection()
 
 
 class TransportSection(Section):
@@ -131,7 +139,7 @@ class TransportSection(Section):
     shared_memory_bytes: int = Field(
         512 * MIB, ge=0, description="Slab a producer may fill under /dev/shm; 0 turns shm off."
     )
-    chunk_bytes: int = Field(1 * MIB, ge=4096, le=16 * MIB)
+    chunk_bytes: int = Field(1 * MIB, ge=4096, le=16 * MIB, description="One message of the lane grpc.")
     lease_s: float = Field(30.0, gt=0, description="A producer keeps a tensor that long without a heartbeat.")
     unknown_ticket_wait_s: float = Field(
         10.0, gt=0, description="How long a fetch waits for a ticket the producer has not heard of."
@@ -140,18 +148,18 @@ class TransportSection(Section):
 
 class LimitsSection(Section):
     max_message_bytes: int = Field(64 * MIB, ge=4096, description="One gRPC message, both directions.")
-    max_image_bytes: int = Field(32 * MIB, ge=1)
-    max_video_bytes: int = Field(56 * MIB, ge=1)
+    max_image_bytes: int = Field(32 * MIB, ge=1, description="One image file, or one frame.")
+    max_video_bytes: int = Field(56 * MIB, ge=1, description="One video file, or all frames of one.")
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="Width times height in the file's header, before anything is decoded."
     )
     max_video_frames: int = Field(
         4_096, ge=1, description="Frames in the file; how many are sampled is the model's choice."
     )
-    max_media_items: int = Field(64, ge=0)
-    max_messages: int = Field(1_024, ge=1)
-    max_text_bytes: int = Field(4 * MIB, ge=1)
-    max_stop_strings: int = Field(16, ge=0)
+    max_media_items: int = Field(64, ge=0, description="Pictures and videos of one request.")
+    max_messages: int = Field(1_024, ge=1, description="Messages of one request.")
+    max_text_bytes: int = Field(4 * MIB, ge=1, description="All text of one request.")
+    max_stop_strings: int = Field(16, ge=0, description="Stop strings of one request.")
     max_new_tokens: int = Field(32_768, ge=1, description="Most that sampling.max_tokens may ask for.")
     max_pending_requests: int = Field(512, ge=1, description="Requests inside the router; over it RESOURCE_EXHAUSTED.")
 
@@ -159,15 +167,15 @@ class LimitsSection(Section):
 class DefaultsSection(Section):
     """What a request gets when it does not say."""
 
-    max_tokens: int = Field(512, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(512, ge=1, description="sampling.max_tokens.")
+    temperature: float = Field(0.0, ge=0, le=2, description="sampling.temperature; 0 is greedy.")
     timeout_s: float = Field(
         120.0, gt=0, description="Deadline of a request that brings none; also the longest one accepted."
     )
 
 
 class RouterSection(Section):
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="Address that clients connect to.")
     port: int = Field(50_051, ge=0, le=65_535, description="0: any free port (printed).")
     max_attempts: int = Field(4, ge=1, description="How often the walk of a request is begun when actors die under it.")
     placement: str = Field("least_loaded", description="Placement policy by name.")
@@ -178,17 +186,20 @@ class ControlSection(Section):
     address: str = Field(
         "", description="Ray cluster: empty starts a local one, 'auto' joins the one of this machine, else host:port."
     )
-    namespace: str = "triptych"
-    reconcile_interval_s: float = Field(0.5, gt=0)
+    namespace: str = Field("triptych", description="Ray namespace of the actors.")
+    reconcile_interval_s: float = Field(0.5, gt=0, description="How often wanted and running are compared.")
     health_timeout_s: float = Field(5.0, gt=0, description="An actor that does not answer that long is replaced.")
-    start_timeout_s: float = Field(300.0, gt=0)
+    start_timeout_s: float = Field(300.0, gt=0, description="An actor that is not ready by then is given up.")
     drain_timeout_s: float = Field(60.0, gt=0, description="An actor taken away may finish its work that long.")
 
 
 class DeploymentConfig(Section):
     """Everything an operator can set. See `from_sources`."""
 
-    mode: Mode = Mode.DISAGGREGATED
+    mode: Mode = Field(
+        Mode.DISAGGREGATED,
+        description="disaggregated: encoders apart. colocated: LLM actors carry the vision tower.",
+    )
     model: ModelSection = ModelSection()
     stages: StagesSection = StagesSection()
     transport: TransportSection = TransportSection()

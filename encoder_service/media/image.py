@@ -2,12 +2,15 @@
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from triptych.config import LimitsSection
 from triptych.media import open_image
 from triptych.media.image import unreadable_image
+
+# Pillow's pixels become ours in strips of that many, so that no second whole picture is held on the way.
+STRIP_PIXELS = 1 << 18
 
 
 def decode_image(data: bytes, limits: LimitsSection, field: str) -> Tensor:
@@ -18,7 +21,18 @@ def decode_image(data: bytes, limits: LimitsSection, field: str) -> Tensor:
     """
     image = open_image(data, limits, field)
     try:
-        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
     except Exception as error:
         raise unreadable_image(field, error) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
+
+
+def _rgb(image: Image.Image) -> Tensor:
+    width, height = image.size
+    pixels = np.empty((3, height, width), dtype=np.uint8)
+    num_rows = max(STRIP_PIXELS // width, 1)
+    for top in range(0, height, num_rows):
+        bottom = min(top + num_rows, height)
+        strip = image.crop((0, top, width, bottom)).convert("RGB")
+        pixels[:, top:bottom] = np.asarray(strip).transpose(2, 0, 1)
+    return torch.from_numpy(pixels)[None]

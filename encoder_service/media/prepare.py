@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -16,11 +17,13 @@ from triptych.media.layout import MediaLayout, MediaProcessing, media_layout
 from triptych.v1 import common_pb2
 
 
-def prepare_patches(item: MediaItem, processing: MediaProcessing, limits: LimitsSection) -> Tensor:
+def prepare_patches(
+    item: MediaItem, processing: MediaProcessing, limits: LimitsSection, given_up: Event | None = None
+) -> Tensor:
     """Patches float32 [num_patches, patch_dim] in the order of the item's grid.
 
     The header is measured first, and what it says must be the item's grid: nothing larger is decoded than was admitted.
-    Raises InvalidRequest naming the item's field.
+    Raises InvalidRequest naming the item's field, and Cancelled when `given_up` is set while a video is decoded.
     """
     key = content_key(item.media)
     if key != item.content_key:
@@ -35,7 +38,7 @@ def prepare_patches(item: MediaItem, processing: MediaProcessing, limits: Limits
         )
     if item.media.kind == common_pb2.MEDIA_KIND_IMAGE:
         return _image_patches(item, layout, processing, limits)
-    return _video_patches(item, layout, processing, limits)
+    return _video_patches(item, layout, processing, limits, given_up)
 
 
 def _image_patches(item: MediaItem, layout: MediaLayout, processing: MediaProcessing, limits: LimitsSection) -> Tensor:
@@ -44,12 +47,18 @@ def _image_patches(item: MediaItem, layout: MediaLayout, processing: MediaProces
     return processing.image_with(item.media.options).patchify(pixels)
 
 
-def _video_patches(item: MediaItem, layout: MediaLayout, processing: MediaProcessing, limits: LimitsSection) -> Tensor:
+def _video_patches(
+    item: MediaItem,
+    layout: MediaLayout,
+    processing: MediaProcessing,
+    limits: LimitsSection,
+    given_up: Event | None,
+) -> Tensor:
     """Frames are resized and cut step by step, so that no more than one temporal step is held at full size."""
     video = processing.video_with(item.media.options)
     height, width = layout.grid.h * video.patch_size, layout.grid.w * video.patch_size
     steps = []
-    frames = _decoded_frames(item, layout, limits)
+    frames = _decoded_frames(item, layout, limits, given_up)
     while step := list(islice(frames, video.temporal_patch_size)):
         for frame in step:
             _check_decoded(frame, layout, item.field)
@@ -57,10 +66,12 @@ def _video_patches(item: MediaItem, layout: MediaLayout, processing: MediaProces
     return torch.cat(steps)
 
 
-def _decoded_frames(item: MediaItem, layout: MediaLayout, limits: LimitsSection) -> Iterator[Tensor]:
+def _decoded_frames(
+    item: MediaItem, layout: MediaLayout, limits: LimitsSection, given_up: Event | None
+) -> Iterator[Tensor]:
     if item.media.WhichOneof("payload") == "frames":
-        return decode_frames(item.media.frames.frames, layout.frame_indices, limits, f"{item.field}.frames")
-    return decode_video(item.media.data, layout.frame_indices, limits, f"{item.field}.data")
+        return decode_frames(item.media.frames.frames, layout.frame_indices, limits, f"{item.field}.frames", given_up)
+    return decode_video(item.media.data, layout.frame_indices, limits, f"{item.field}.data", given_up)
 
 
 def _check_decoded(pixels: Tensor, layout: MediaLayout, field: str) -> None:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
 from router.dispatch.client_fields import in_client_terms
 from router.dispatch.prepared_request import MediaItem, PreparedRequest
 from router.dispatch.request_check import check_request
@@ -37,6 +39,7 @@ class Preparation:
         self._processing = MediaProcessing.from_folder(folder)
         self._prompts = PromptBuilder(folder)
         self._threads = ThreadPoolExecutor(config.router.media_workers, thread_name_prefix="preparation")
+        self._warm_up()
 
     async def prepare(self, request: inference_pb2.GenerateRequest) -> PreparedRequest:
         """Raises InvalidRequest, RequestTooLarge or NotFound, whose field is the path of what is wrong in the request,
@@ -64,6 +67,11 @@ class Preparation:
             ),
             prepare_s=time.monotonic() - begun_at,
         )
+
+    def _warm_up(self) -> None:
+        """No request pays for code that loads on first use: Pillow's formats, the chat template."""
+        Image.init()
+        self._prompts.build([ChatMessage("user", (TextPart("warm-up"),))], [])
 
     def detokenizer(self) -> IncrementalDetokenizer:
         """For the tokens of one answer."""

@@ -1,0 +1,5 @@
+"""`python -m router.cli` is `triptych`."""
+
+from router.cli import main
+
+main()

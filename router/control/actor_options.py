@@ -1,0 +1,59 @@
+"""From the configuration to what Ray is asked for an actor. Plain values: tested without Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from router.control.membership import StageName
+from triptych.config import ActorSection, DeploymentConfig, Mode
+from triptych.switch import SWITCH
+
+# Set where the controller runs, these count for its actors too: not every host lets NCCL use NVLink multicast.
+PASSED_ON = ("NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST")
+
+
+def actor_section(config: DeploymentConfig, stage: StageName) -> ActorSection:
+    """The part of the configuration that `stage` is described in."""
+    section: ActorSection = getattr(config.stages, stage)
+    return section
+
+
+def actor_environment(
+    config: DeploymentConfig, stage: StageName, environment: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Environment variables of an actor; the switch is set from the mode, on LLM actors only."""
+    outside = os.environ if environment is None else environment
+    variables = {name: outside[name] for name in PASSED_ON if name in outside}
+    variables["OMP_NUM_THREADS"] = str(actor_section(config, stage).num_threads)
+    if stage is not StageName.ENCODER:
+        variables[SWITCH] = "1" if config.mode is Mode.DISAGGREGATED else "0"
+    return variables
+
+
+def actor_options(
+    config: DeploymentConfig, stage: StageName, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of `.options(...)`. Ray never restarts an actor: the controller replaces it by a new one."""
+    section = actor_section(config, stage)
+    return {
+        "num_cpus": section.num_cpus,
+        "num_gpus": section.num_gpus,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "runtime_env": {"env_vars": actor_environment(config, stage, environment)},
+    }
+
+
+def logical_cpus(config: DeploymentConfig) -> int:
+    """CPUs that a local cluster claims to have: bookkeeping only, so enough to scale every stage several times over."""
+    sections = [actor_section(config, stage) for stage in StageName]
+    needed = sum(section.replicas * section.num_cpus for section in sections)
+    return max(os.cpu_count() or 1, 64, int(4 * needed) + 1)
+
+
+def needed_gpus(config: DeploymentConfig) -> float:
+    """GPUs that all configured actors hold together."""
+    sections = [actor_section(config, stage) for stage in StageName]
+    return sum(section.replicas * section.num_gpus for section in sections)

@@ -1,0 +1,209 @@
+"""Controller: keeps each stage at its wanted number of actors, and tells the dispatcher who can work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from router.control.backoff import Backoff
+from router.control.launcher import Launcher
+from router.control.membership import Membership, StageName
+from router.control.plan import Action, Discard, Drain, Launch, Phase, check_scale, plan, wanted_actors
+from router.control.supervised_actor import SupervisedActor
+from triptych.config import DeploymentConfig
+from triptych.errors import ConfigurationError, DeadlineExceeded, ModelError, TriptychError
+from triptych.v1 import admin_pb2
+
+logger = logging.getLogger(__name__)
+
+# `start`, and `scale` with wait, give up when a stage failed that often in a row. The controller itself never gives up.
+START_ATTEMPTS = 3
+
+Progress = Callable[[Sequence[admin_pb2.StageStatus]], None]
+
+
+class Controller:
+    """Creates, watches, replaces and drains actors. Lives on one event loop; the only writer of `membership`.
+
+    `load_of(actor_id)` says how busy an actor is, so that the idle ones are taken away first.
+    """
+
+    def __init__(
+        self,
+        config: DeploymentConfig,
+        launcher: Launcher,
+        membership: Membership,
+        *,
+        load_of: Callable[[str], int] = lambda actor_id: 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._launcher = launcher
+        self._membership = membership
+        self._load_of = load_of
+        self._clock = clock
+        self._wanted = wanted_actors(config)
+        self._actors: dict[int, SupervisedActor] = {}
+        self._launched = 0
+        self._backoff = Backoff(clock)
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._loop_task: asyncio.Task[None] | None = None
+        self._progress: Progress | None = None
+
+    async def start(self, progress: Progress | None = None) -> None:
+        """Returns when every stage has its actors. Raises the reason when a stage can't start; then call `stop`."""
+        self._progress = progress
+        self._membership.on_lost(self._on_lost)
+        self._loop_task = asyncio.get_running_loop().create_task(self._reconcile_forever())
+        for stage in StageName:
+            await self._wait_until_reached(stage)
+        self._progress = None
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Ends every actor: politely for `grace_s`, then by force. Work that still runs is lost. Idempotent."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+        self._membership.set(())
+        await asyncio.gather(*(actor.stop(grace_s) for actor in self._actors.values()))
+        self._actors.clear()
+
+    async def scale(self, stage: StageName, num_actors: int, *, wait: bool, timeout_s: float) -> admin_pb2.StageStatus:
+        """Sets how many actors `stage` should have; with `wait` returns when it has that many ready and no other.
+
+        Raises InvalidRequest when no request could be answered with that, DeadlineExceeded when waiting takes longer
+        than `timeout_s` (the wish stands), and the reason when new actors fail to start.
+        """
+        check_scale(self._config.mode, self._wanted, stage, num_actors)
+        logger.info("stage %s: %d actors wanted, %d before", stage, num_actors, self._wanted[stage])
+        self._wanted[stage] = num_actors
+        self._wake.set()
+        if wait:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wait_until_reached(stage)
+            except TimeoutError:
+                ready = len(self._in_phase(stage, Phase.READY))
+                raise DeadlineExceeded(
+                    f"stage {stage} has {ready} of {num_actors} actors ready after {timeout_s:.1f} s"
+                    f"{self._failure_text(stage)}; the wish stands, see GetTopology",
+                    field="num_actors",
+                ) from None
+        return self._status(stage)
+
+    def topology(self) -> list[admin_pb2.StageStatus]:
+        """Every stage with its wanted count and its actors, whatever their state."""
+        return [self._status(stage) for stage in StageName]
+
+    def start_failure(self, stage: StageName) -> TriptychError | None:
+        """Why the last actor of `stage` did not start; None once one started."""
+        failures = self._backoff.failures(stage)
+        return failures.error if failures is not None else None
+
+    async def _reconcile_forever(self) -> None:
+        while True:
+            try:
+                self._reconcile()
+            except Exception:
+                # A bug here must not end supervision: say so, and try again.
+                logger.exception("reconcile")
+            await self._rest()
+
+    def _reconcile(self) -> None:
+        self._observe()
+        views = [actor.view(self._load_of(actor.actor_id)) for actor in self._actors.values()]
+        resting = [stage for stage in StageName if self._backoff.is_resting(stage)]
+        for action in plan(self._wanted, views, resting):
+            self._act(action)
+        self._publish()
+
+    def _observe(self) -> None:
+        """Forgets actors that ended, and has the others looked after."""
+        for actor in list(self._actors.values()):
+            if actor.phase is Phase.ENDED:
+                del self._actors[actor.number]
+            else:
+                actor.look_after()
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Launch(stage):
+                self._launched += 1
+                self._actors[self._launched] = SupervisedActor(
+                    self._launched,
+                    stage,
+                    self._launcher.launch(stage),
+                    self._config.control,
+                    self._clock,
+                    on_started=partial(self._note_start, stage),
+                    on_change=self._wake.set,
+                )
+            case Drain(number):
+                self._actors[number].drain()
+            case Discard(number):
+                self._actors[number].discard()
+
+    def _publish(self) -> None:
+        members = [member for actor in self._actors.values() if (member := actor.member()) is not None]
+        self._membership.set(members)
+        for actor in self._actors.values():
+            if actor.phase is Phase.READY and not actor.is_suspect:
+                self._membership.restore(actor.actor_id)
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if self._progress is not None:
+            self._progress(self.topology())
+
+    async def _rest(self) -> None:
+        try:
+            async with asyncio.timeout(self._config.control.reconcile_interval_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._wake.clear()
+
+    async def _wait_until_reached(self, stage: StageName) -> None:
+        while not self._is_reached(stage):
+            self._raise_if_hopeless(stage)
+            await self._changed.wait()
+
+    def _is_reached(self, stage: StageName) -> bool:
+        num_actors = sum(actor.stage is stage for actor in self._actors.values())
+        # Asked of the membership: the dispatcher must know them too.
+        return num_actors == len(self._membership.members(stage)) == self._wanted[stage]
+
+    def _raise_if_hopeless(self, stage: StageName) -> None:
+        failures = self._backoff.failures(stage)
+        if failures is None:
+            return
+        error = failures.error
+        # What the configuration or the checkpoint got wrong, another try gets wrong again.
+        if failures.count >= START_ATTEMPTS or isinstance(error, ConfigurationError | ModelError):
+            raise error
+
+    def _in_phase(self, stage: StageName, phase: Phase) -> list[SupervisedActor]:
+        return [actor for actor in self._actors.values() if actor.stage is stage and actor.phase is phase]
+
+    def _failure_text(self, stage: StageName) -> str:
+        error = self.start_failure(stage)
+        return f"; the last start failed: {error}" if error is not None else ""
+
+    def _status(self, stage: StageName) -> admin_pb2.StageStatus:
+        actors = [actor.status() for actor in self._actors.values() if actor.stage is stage]
+        return admin_pb2.StageStatus(stage=stage.to_proto(), wanted_actors=self._wanted[stage], actors=actors)
+
+    def _on_lost(self, actor_id: str) -> None:
+        for actor in self._actors.values():
+            if actor.actor_id == actor_id:
+                actor.suspect()
+
+    def _note_start(self, stage: StageName, error: TriptychError | None) -> None:
+        if error is None:
+            self._backoff.note_success(stage)
+        else:
+            self._backoff.note_failure(stage, error)

@@ -1,0 +1,15 @@
+"""The encoder actor as the controller creates it: at the address of the node that it came to run on."""
+
+from __future__ import annotations
+
+import ray.util
+
+from encoder_service.actor import EncoderActor
+from triptych.config import DeploymentConfig
+
+
+class NodeEncoderActor(EncoderActor):
+    """Made on its node; `host` empty: the node's own address in the cluster."""
+
+    def __init__(self, config: DeploymentConfig, host: str) -> None:
+        super().__init__(config, host or ray.util.get_node_ip_address())

@@ -1,0 +1,111 @@
+"""What to do about the difference between the actors wanted and the actors there are. Plain functions, no state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from router.control.membership import StageName
+from triptych.config import DeploymentConfig, Mode
+from triptych.errors import InvalidRequest
+
+
+class Phase(Enum):
+    """Where an actor is in its life."""
+
+    STARTING = auto()
+    READY = auto()
+    # Finishes its work, then ends.
+    DRAINING = auto()
+    # Did not answer, or died: its process is to be ended and another one takes its place.
+    LOST = auto()
+    # Nothing of it is left.
+    ENDED = auto()
+
+
+@dataclass(frozen=True)
+class ActorView:
+    """What `plan` looks at. `number` grows with every launch; `load` is in any unit that compares within a stage."""
+
+    number: int
+    stage: StageName
+    phase: Phase
+    load: int = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    stage: StageName
+
+
+@dataclass(frozen=True)
+class Drain:
+    number: int
+
+
+@dataclass(frozen=True)
+class Discard:
+    """End a lost actor's process for good."""
+
+    number: int
+
+
+Action = Launch | Drain | Discard
+
+
+def plan(
+    wanted: Mapping[StageName, int], actors: Sequence[ActorView], resting: Collection[StageName] = ()
+) -> list[Action]:
+    """The actions that bring `actors` to the `wanted` count of each stage; none when there is nothing to do.
+
+    Actors that start count as there. Stages in `resting` get no new actor now: their last start failed a moment ago.
+    """
+    actions: list[Action] = [Discard(actor.number) for actor in actors if actor.phase is Phase.LOST]
+    for stage, count in wanted.items():
+        present = [actor for actor in actors if actor.stage is stage and actor.phase in (Phase.STARTING, Phase.READY)]
+        if len(present) > count:
+            actions += [Drain(actor.number) for actor in sorted(present, key=_to_keep)[count:]]
+        elif stage not in resting:
+            actions += [Launch(stage)] * (count - len(present))
+    return actions
+
+
+def wanted_actors(config: DeploymentConfig) -> dict[StageName, int]:
+    """The counts that the configuration asks for."""
+    return {stage: getattr(config.stages, stage).replicas for stage in StageName}
+
+
+def check_scale(mode: Mode, wanted: Mapping[StageName, int], stage: StageName, num_actors: int) -> None:
+    """Raises InvalidRequest when with `num_actors` in `stage` no request could be answered any more."""
+    after = {**wanted, stage: num_actors}
+    if mode is Mode.COLOCATED:
+        if stage is not StageName.PREFILL_DECODE and num_actors > 0:
+            raise InvalidRequest(
+                f"mode is colocated, where every actor encodes, prefills and decodes: stage {stage} has no actors; "
+                f"scale {StageName.PREFILL_DECODE}, or deploy with mode: disaggregated",
+                field="stage",
+            )
+        if after[StageName.PREFILL_DECODE] < 1:
+            raise InvalidRequest(
+                f"num_actors for {StageName.PREFILL_DECODE} is 0, expected at least 1 in mode colocated",
+                field="num_actors",
+            )
+        return
+    if after[StageName.ENCODER] < 1:
+        raise InvalidRequest(
+            "num_actors for encoder is 0, expected at least 1: in mode disaggregated nobody else can take a picture",
+            field="num_actors",
+        )
+    is_split = after[StageName.PREFILL] >= 1 and after[StageName.DECODE] >= 1
+    if not is_split and after[StageName.PREFILL_DECODE] < 1:
+        raise InvalidRequest(
+            f"num_actors for {stage} is {num_actors}, and then no request could be answered: expected at least one "
+            "prefill and one decode actor, or one prefill_decode actor (scale that up first)",
+            field="num_actors",
+        )
+
+
+def _to_keep(actor: ActorView) -> tuple[bool, int, int]:
+    """Sort key: ready before starting, busy before idle, old before new. The surplus is cut off the end."""
+    return actor.phase is Phase.STARTING, -actor.load, actor.number

@@ -1,0 +1,130 @@
+"""RouterServer: the router process put together: controller, dispatcher and gRPC API, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Protocol
+
+from router.api.admin_service import AdminService
+from router.api.inference_service import InferenceService
+from router.control.controller import Controller, Progress
+from router.control.launcher import Launcher
+from router.control.membership import Membership
+from router.dispatch.dispatcher import Dispatcher
+from triptych.config import DeploymentConfig
+from triptych.models_folder import model_name, resolve_model_folder
+from triptych.rpc.channels import ChannelPool
+from triptych.rpc.server import RpcServer
+from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 130
+# Calls that were cut, and actors that were told to end, get that long to say good-bye.
+_STOP_GRACE_S = 5.0
+
+
+class ActorCluster(Protocol):
+    """Where the actors run; `control/cluster.py` is the real one."""
+
+    def launcher(self, config: DeploymentConfig, channels: ChannelPool) -> Launcher:
+        """Makes actors there."""
+        ...
+
+
+class RouterServer:
+    """`start` brings the system up, `stop` takes it down. Belongs to one event loop.
+
+    Making one reads the model's tokenizer and configuration; raises ModelError or ConfigurationError.
+    """
+
+    def __init__(self, config: DeploymentConfig, cluster: ActorCluster) -> None:
+        self._config = config
+        name = model_name(config.model.path, config.model.name)
+        folder = resolve_model_folder(config.model.path)
+        membership = Membership()
+        self._channels = ChannelPool(config.limits.max_message_bytes)
+        self.dispatcher = Dispatcher(config, name, folder, membership, self._channels)
+        self.controller = Controller(
+            config, cluster.launcher(config, self._channels), membership, load_of=self.dispatcher.load_of
+        )
+        self._rpc = RpcServer(config.router.host, config.router.port, config.limits.max_message_bytes)
+        self._rpc.add(
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+            InferenceService(self.dispatcher, config.defaults),
+            inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+        )
+        self._rpc.add(
+            admin_pb2_grpc.add_AdminServiceServicer_to_server,
+            AdminService(config, name, membership, self._channels, self.controller),
+            admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+        )
+
+    async def start(self, progress: Progress | None = None) -> str:
+        """Returns host:port when every stage is ready. Raises the reason when it can't be; call `stop` in either case.
+
+        The port is bound first, so that one already taken is noticed before actors start; health says NOT_SERVING until
+        they are there.
+        """
+        port = await self._rpc.start()
+        await self.controller.start(progress)
+        await self._rpc.set_serving(True)
+        return f"{self._config.router.host}:{port}"
+
+    async def stop(self) -> None:
+        """Takes no new requests, lets running ones finish within control.drain_timeout_s, ends all actors."""
+        await self._rpc.stop(self._config.control.drain_timeout_s if self.dispatcher.num_pending else _STOP_GRACE_S)
+        await self.dispatcher.close()
+        await self.controller.stop(_STOP_GRACE_S)
+        await self._channels.close()
+
+
+async def serve_until_signal(
+    config: DeploymentConfig,
+    cluster: ActorCluster,
+    progress: Progress | None = None,
+    on_ready: Callable[[str], None] = lambda endpoint: None,
+    on_stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """Serves until SIGINT or SIGTERM, then stops in order; the second signal ends the process at once.
+
+    Raises what keeps the system from starting, after taking down what had started.
+    """
+    server = RouterServer(config, cluster)
+    interrupted = asyncio.Event()
+    _on_signals(interrupted)
+    try:
+        await _start_unless(interrupted, server, progress, on_ready)
+        await interrupted.wait()
+        on_stopping()
+    finally:
+        await server.stop()
+
+
+async def _start_unless(
+    interrupted: asyncio.Event, server: RouterServer, progress: Progress | None, on_ready: Callable[[str], None]
+) -> None:
+    starting = asyncio.create_task(server.start(progress))
+    waiting = asyncio.create_task(interrupted.wait())
+    await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if starting.done():
+        on_ready(starting.result())
+        return
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+
+
+def _on_signals(interrupted: asyncio.Event) -> None:
+    def handle() -> None:
+        if interrupted.is_set():
+            # A local cluster's processes die with this one.
+            os._exit(EXIT_INTERRUPTED)
+        interrupted.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, handle)

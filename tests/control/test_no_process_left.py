@@ -1,0 +1,132 @@
+"""Whatever ends the command, no process stays: Ctrl-C, a second Ctrl-C, and SIGKILL."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from router.control.orphan_guard import processes_of
+from triptych.client import Client
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+START_TIMEOUT_S = 90.0
+OPEN_CLUSTER = """
+import sys, time
+from router.control.cluster import Cluster
+from triptych.config import DeploymentConfig
+with Cluster.open(DeploymentConfig.from_sources(environment={})):
+    print("Triptych serves", flush=True)
+    time.sleep(100)
+"""
+
+
+class Command:
+    """A command of its own session, with everything it printed and every process it started."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self.started: set[int] = set()
+
+    def wait_for(self, words: str) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while words not in self.log.read_text():
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        self.started = descendants(self._process.pid)
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        return self._process.wait(timeout_s)
+
+    def left(self) -> set[str]:
+        """Names of what was started and is still there."""
+        return {name for pid in self.started if (name := running_name(pid))}
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def descendants(pid: int) -> set[int]:
+    children = set(processes_of(pid))
+    return children.union(*(descendants(child) for child in children)) if children else set()
+
+
+def running_name(pid: int) -> str:
+    """Empty for a process that ended, also when nobody has asked for its exit status yet."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return ""
+    match = re.search(r"^Name:\s*(.*)\nUmask:.*\nState:\s*(\w)", status, re.MULTILINE)
+    return "" if match is None or match.group(2) == "Z" else match.group(1)
+
+
+def slabs_of(actor_ids: list[str]) -> list[str]:
+    """Shared memory files of these actors."""
+    return [name for name in os.listdir("/dev/shm") if any(actor_id in name for actor_id in actor_ids)]
+
+
+def assert_all_gone(command: Command, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while left := command.left():
+        assert time.monotonic() < deadline, f"still there after {timeout_s} s: {left}"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[list[Command]]:
+    started: list[Command] = []
+    yield started
+    for command in started:
+        command.end()
+
+
+def test_ctrl_c_ends_everything(commands: list[Command], random_model_folder: Path, tmp_path: Path) -> None:
+    arguments = ["-m", "router.cli", "serve", "--model", str(random_model_folder), "--port", "0"]
+    command = Command(arguments, tmp_path / "log")
+    commands.append(command)
+    command.wait_for("Triptych serves")
+    names = {running_name(pid) for pid in command.started}
+    # Names are cut at 15 characters.
+    assert {"raylet", "gcs_server", "ray::NodeEncode", "ray::NodeLlmAct"} <= names
+    endpoint = re.search(r"at (127\.0\.0\.1:\d+)", command.log.read_text())
+    assert endpoint is not None
+    with Client(endpoint.group(1)) as client:
+        actor_ids = [actor.actor_id for stage in client.topology().stages for actor in stage.actors]
+    assert slabs_of(actor_ids), "the actors have none: the check below could not fail"
+    command.send(signal.SIGINT)
+    assert command.wait(30.0) == 0, command.log.read_text()
+    assert_all_gone(command, 2.0)
+    assert "Traceback" not in command.log.read_text()
+    assert slabs_of(actor_ids) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_local_cluster_ends_with_the_process_that_started_it(
+    commands: list[Command], tmp_path: Path, number: signal.Signals
+) -> None:
+    command = Command(["-c", OPEN_CLUSTER], tmp_path / "log")
+    commands.append(command)
+    command.wait_for("Triptych serves")
+    assert len(command.started) >= 4
+    command.send(number)
+    command.wait(10.0)
+    # Without the guard Ray's agents stay for 80 s.
+    assert_all_gone(command, 10.0)
