@@ -156,6 +156,7 @@ class LlmActor:
         parts.server = server = RpcServer(self._host, 0, config.limits.max_message_bytes)
         self._add_services(server, stage, parts.tensor_service)
         stage.start()
+        await stage.wait_ready()
         self._endpoint = f"{self._host}:{await server.start()}"
         await server.set_serving(True)
 

@@ -132,8 +132,9 @@ class DecodeGraphs:
         fields = self._upload.fields(_specs(batch))
         device = fields.device
         # Padding alone, so nothing is stored while the graph is made.
+        for field in device.values():
+            field.zero_()
         device["slots"].fill_(-1)
-        device["context_lengths"].zero_()
         shape = StepShape.of_decodes(batch, self._tables.shape[1])
         names = ("slots", "context_lengths")
         step_fields = {**{name: device[name] for name in names}, "block_table": self._tables[:batch]}
@@ -150,7 +151,7 @@ class _Capture:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def of(self, compute: Callable[[], None]) -> Callable[[], None]:
         current = torch.cuda.current_stream()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_service.attention.base import StepLayout
-from llm_service.attention.triton import StepShape, TritonStep
+from llm_service.attention.triton import StepShape, TritonStep, kind_of_chunk
 from llm_service.decode_graphs import DecodeGraphs
 from llm_service.fused_sampler import FusedSampler
 from llm_service.kv_cache import PagedKvCache
@@ -99,7 +99,7 @@ class FusedModelRunner:
         for chunk in chunks:
             self._check_positions(chunk)
         # Kinds in the order that attention asks for; each kind stays in the order of admission.
-        chunks = sorted(chunks, key=lambda chunk: 0 if chunk.num_new_tokens == 1 else 1 if chunk.start > 0 else 2)
+        chunks = sorted(chunks, key=lambda chunk: kind_of_chunk(chunk.num_new_tokens, chunk.end))
         rows = self._launch_decodes(chunks) or self._launch_packed(chunks)
         self._row_of = {chunk.sequence: row for chunk, row in zip(chunks, rows, strict=True) if row is not None}
         return self._returning(chunks, rows)
@@ -187,7 +187,7 @@ class FusedModelRunner:
         result.copy_(self._sampled[:num_rows], non_blocking=True)
         done = None
         if self.cache.device.type == "cuda":
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         return _FusedStep(chunks, rows, result.numpy(), done)
 
@@ -215,4 +215,4 @@ def _every_kind_of_chunk(page_size: int) -> list[Chunk]:
     sampling = SamplingParameters(max_tokens=1, temperature=1.0, top_k=2, min_tokens=1, stop_token_ids=(0,))
     sequence, table = Sequence("warm-up", prompt, sampling), array(PAGE_TYPECODE, (0, 0))
     spans = ((0, 1), (page_size, num_tokens), (0, num_tokens))
-    return [Chunk(sequence, start, end, table, is_sampled=end == num_tokens) for start, end in spans]
+    return [Chunk(sequence, start, end, table, is_sampled=start > 0) for start, end in spans]

@@ -1,7 +1,7 @@
 """TritonPagedAttention: kernels over the pages, and torch's dense attention for prompts without a cached prefix.
 
 The packed tokens of a step are, in this order: decodes (one new token each), chunks of prompts that attend to tokens
-in the cache, and prompts from their first token on. Other orders are right too, but leave dense attention unused.
+in the cache, and long prompts from their first token on (`kind_of_chunk`). Other orders are right too, but slower.
 """
 
 from __future__ import annotations
@@ -24,13 +24,18 @@ from triptych.kernels.decode_attention import (
     paged_decode_attention,
     rotary_decode_attention,
 )
-from triptych.kernels.dense_prefill import DENSE_VARIANTS, choose_variant
-from triptych.kernels.prefill_attention import paged_prefill_attention
+from triptych.kernels.dense_prefill import dense_causal_attention
+from triptych.kernels.prefill_attention import PrefillTiling, paged_prefill_attention
 from triptych.kernels.rotary import rotary_and_store
 from triptych.models.qwen2_5_vl.fused import PackedRotary
 
+# A whole prompt of so many tokens is quicker through cuDNN; a shorter one goes through the paged kernel like a chunk.
+DENSE_MIN_TOKENS = 4_096
 # cuDNN plans anew for every length, which takes longer than the few rows by which a prompt is filled up.
 _CUDNN_LENGTH_STEP = 512
+_PREFILL_TILING = PrefillTiling(block_rows=128, block_tokens=128, num_warps=8, num_stages=3)
+# Up to this batch splits are many, and a second kernel merges them sooner than the last of them to arrive.
+_MAX_MERGE_KERNEL_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,10 @@ class StepShape:
         num_sequences = len(num_new)
         num_decodes = next((i for i, count in enumerate(num_new) if count > 1), num_sequences)
         first_prompt = num_sequences
-        while first_prompt > num_decodes and num_new[first_prompt - 1] == num_tokens[first_prompt - 1]:
+        while first_prompt > num_decodes and _is_dense(num_new[first_prompt - 1], num_tokens[first_prompt - 1]):
             first_prompt -= 1
         prompt_lengths = tuple(num_new[first_prompt:])
-        variant = choose_variant(device, prompt_lengths) if prompt_lengths else ""
-        step = _CUDNN_LENGTH_STEP if "cudnn" in variant else 1
+        variant, step = ("cudnn", _CUDNN_LENGTH_STEP) if device.type == "cuda" else ("sdpa", 4)
         return cls(
             num_tokens=sum(num_new),
             num_decodes=num_decodes,
@@ -99,7 +103,6 @@ class StepShape:
             "chunk_context_lengths": ((self.num_chunks,), torch.int32),
             "chunk_block_table": ((self.num_chunks, self.chunk_pages), torch.int32),
             "chunk_ends": ((self.num_chunks + 1,), torch.int32),
-            "prompt_ends": ((len(self.prompt_lengths) + 1,), torch.int32),
             "dense_slots": ((sum(self.dense_lengths),), torch.int64),
         }
 
@@ -112,7 +115,6 @@ class StepShape:
         fill_block_table(layout.block_tables[decodes], host["block_table"])
         fill_block_table(layout.block_tables[chunks], host["chunk_block_table"])
         host["chunk_ends"][:] = [0, *accumulate(layout.num_new_tokens[chunks])]
-        host["prompt_ends"][:] = [0, *accumulate(self.prompt_lengths)]
         first = 0
         for row, length, dense in zip(self.prompt_rows, self.prompt_lengths, self.dense_lengths, strict=True):
             host["dense_slots"][first : first + length] = layout.slots[row : row + length]
@@ -161,6 +163,7 @@ class TritonStep:
             output = rotary_decode_attention(
                 qkv, rotary.positions, rotary.table, rotary.sections, keys, values, slots, self.fields["block_table"],
                 self.fields["context_lengths"], self._workspace(num_heads), pdl=self.pdl,
+                is_merged_by_last=self.shape.num_decodes > _MAX_MERGE_KERNEL_BATCH,
             )  # fmt: skip
             return output.flatten(1)
         query = torch.empty((self.shape.num_query_rows, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
@@ -186,30 +189,31 @@ class TritonStep:
             paged_decode_attention(
                 query[:num_decodes], keys, values, fields["block_table"], fields["context_lengths"],
                 self._workspace(query.shape[1]), out=output[:num_decodes],
+                is_merged_by_last=num_decodes > _MAX_MERGE_KERNEL_BATCH,
             )  # fmt: skip
         if shape.num_chunks:
             rows = slice(num_decodes, shape.first_prompt_row)
             paged_prefill_attention(
                 query[rows], keys, values, fields["chunk_block_table"], fields["chunk_context_lengths"],
-                fields["chunk_ends"], out=output[rows],
+                fields["chunk_ends"], out=output[rows], tiling=_PREFILL_TILING,
             )  # fmt: skip
         if shape.prompt_lengths:
             torch.cat(self._attend_prompts(query, keys, values), out=output[shape.first_prompt_row :])
         return output
 
     def _attend_prompts(self, query: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:
-        """The attention of the prompts, packed or one by one."""
+        """The attention of each prompt."""
         shape = self.shape
-        attend = DENSE_VARIANTS[shape.dense_variant]
-        slots, ends = self.fields["dense_slots"], self.fields["prompt_ends"]
+        slots = self.fields["dense_slots"]
         key, value = (states.flatten(0, 1).index_select(0, slots) for states in (keys, values))
-        if shape.dense_lengths == shape.prompt_lengths:
-            return [attend(query[shape.first_prompt_row : shape.num_tokens], key, value, shape.prompt_lengths, ends)]
         outputs, first = [], 0
         for row, length, dense in zip(shape.prompt_rows, shape.prompt_lengths, shape.dense_lengths, strict=True):
             rows = slice(first, first + dense)
             # Behind the prompt come queries of others, or none: what they make of it is thrown away.
-            outputs.append(attend(query[row : row + dense], key[rows], value[rows], [dense], ends)[:length])
+            attended = dense_causal_attention(
+                query[row : row + dense], key[rows], value[rows], [dense], slots, variant=shape.dense_variant
+            )
+            outputs.append(attended[:length])
             first += dense
         return outputs
 
@@ -235,3 +239,14 @@ def fill_block_table(tables: Sequence[PageTable], rows: Array) -> None:
 
 def _widest(layout: StepLayout, first: int, end: int) -> int:
     return max((len(table) for table in layout.block_tables[first:end]), default=0)
+
+
+def kind_of_chunk(num_new_tokens: int, num_tokens: int) -> int:
+    """What a step's chunks are sorted by."""
+    if num_new_tokens == 1:
+        return 0
+    return 2 if _is_dense(num_new_tokens, num_tokens) else 1
+
+
+def _is_dense(num_new_tokens: int, num_tokens: int) -> bool:
+    return num_new_tokens == num_tokens >= DENSE_MIN_TOKENS

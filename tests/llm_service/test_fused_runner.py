@@ -13,6 +13,7 @@ if tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 4) and not 
 from engine_helpers import Model, SteppedEngine, answer, greedy, new_sequence
 from fused_helpers import fused_engine, kernel_attention_runner
 
+from llm_service.attention import triton as triton_attention
 from llm_service.decode_graphs import batch_buckets
 from llm_service.fused_sampler import FusedSampler
 from llm_service.prompt import Prompt
@@ -44,7 +45,10 @@ def test_tokens_are_those_of_transformers(model: Model, num_steps_ahead: int, ma
 
 
 @pytest.mark.parametrize("mixed_prefill_tokens", [5, 40])
-def test_decodes_chunks_and_prompts_in_one_step(model: Model, mixed_prefill_tokens: int) -> None:
+def test_decodes_chunks_and_prompts_in_one_step(
+    model: Model, mixed_prefill_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_attention, "DENSE_MIN_TOKENS", 12)
     engine = fused_engine(model, mixed_prefill_tokens=mixed_prefill_tokens)
     sequences = [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]
     for sequence in sequences:
@@ -56,7 +60,7 @@ def test_decodes_chunks_and_prompts_in_one_step(model: Model, mixed_prefill_toke
 
 
 def test_prefix_cache_and_preemption(model: Model) -> None:
-    engine = fused_engine(model, num_pages=8)
+    engine = fused_engine(model, page_size=2, num_pages=33)
     first = [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]
     assert answers(engine, first) == expected(model)
     second = [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]
