@@ -82,21 +82,22 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
     report: dict[str, Any] = {"environment": environment(), "rows": {}, "errors": {}}
     repeats = QUICK_REPEATS if arguments.quick else REPEATS
     driver: EngineDriver | None = None
+    prefix = name if arguments.quantization == "none" else f"{name}_{arguments.quantization}"
 
     def attempt(row: str, measure: Any) -> None:
         started = time.perf_counter()
         try:
             measured = measure()
-            report["rows"][f"{name}.{row}"] = {
+            report["rows"][f"{prefix}.{row}"] = {
                 "median": sorted(measured.samples)[len(measured.samples) // 2],
                 "samples": measured.samples,
                 "details": measured.details,
                 "seconds": round(time.perf_counter() - started, 2),
             }
         except Exception:
-            report["errors"][f"{name}.{row}"] = traceback.format_exc()[-2_000:]
+            report["errors"][f"{prefix}.{row}"] = traceback.format_exc()[-2_000:]
         arguments.out.write_text(json.dumps(report))
-        print(f"{name}.{row}: {time.perf_counter() - started:.1f} s", flush=True)
+        print(f"{prefix}.{row}: {time.perf_counter() - started:.1f} s", flush=True)
 
     def start() -> Any:
         nonlocal driver
@@ -105,7 +106,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
 
     attempt("start_s", start)
     if driver is None:
-        raise SystemExit(report["errors"][f"{name}.start_s"])
+        raise SystemExit(report["errors"][f"{prefix}.start_s"])
     for row, measure in ROWS[name].items():
         if not arguments.rows or row in arguments.rows:
             attempt(row, lambda measure=measure: measure(driver, repeats))
@@ -136,7 +137,7 @@ def _print_table(report: dict[str, Any]) -> None:
     for name, row in report["rows"].items():
         samples = " ".join(f"{sample:.4g}" for sample in row["samples"][:5])
         details = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row["details"].items()}
-        print(f"{name:<28} {row['median']:>10.5g} | {samples} | {details if name[3:] != 'profile' else ''}")
+        print(f"{name:<28} {row['median']:>10.5g} | {samples} | {details if not name.endswith('.profile') else ''}")
     for name, error in report["errors"].items():
         print(f"ERROR {name}: {error[-600:]}")
 

@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from llm_service.kv_cache import PagedKvCache
 from llm_service.runner import Progress
 from llm_service.scheduler import Chunk
 from llm_service.sequence import Sequence
+from llm_service.step_choice import Move, StepChoice, nearest, quickest
 from llm_service.step_inputs import fill_decodes, token_specs
 from llm_service.upload import Array, Fields, FieldSpec, Upload, array_specs, bytes_of
+from triptych.models.qwen2_5_vl.fused import SkinnyPlan
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +40,11 @@ def batch_buckets(max_batch: int) -> list[int]:
 
 
 # Computes a decode step of `batch` rows from the fields, as far as the sampled tokens.
-ComputeDecodes = Callable[[int, Mapping[str, Tensor], TritonStep], None]
+ComputeDecodes = Callable[[int, Mapping[str, Tensor], TritonStep, SkinnyPlan | None], None]
 
+# Tuning: tokens that each sequence attends to, and replays of a captured step.
+_TUNING_CONTEXT = 512
+_NUM_WARM_REPLAYS, _NUM_TIMED_REPLAYS = 3, 10
 # Room in the upload for rows with top-k, top-p or banned tokens.
 _MAX_SPECIAL_BYTES = 1 << 20
 
@@ -68,6 +74,7 @@ class DecodeGraphs:
         self._compute = compute
         self._pdl = pdl
         self._buckets: dict[int, _Bucket] = {}
+        self._choices: dict[int, StepChoice] = {}
         max_pages = -(-max_sequence_tokens // cache.page_size)
         self._tables = torch.zeros((max_batch, max_pages), dtype=torch.int32, device=cache.device)
         table_specs: dict[str, FieldSpec] = {"block_table": ((max_batch, max_pages), torch.int32)}
@@ -81,9 +88,47 @@ class DecodeGraphs:
         buckets = sorted(batch_buckets(self.max_batch), reverse=True)
         capture = _Capture() if self.cache.device.type == "cuda" else None
         for index, batch in enumerate(buckets):
-            self._buckets[batch] = self._new_bucket(batch, capture)
+            self._buckets[batch] = self._new_bucket(batch, capture, self._choice(batch))
             progress(index + 1, len(buckets))
         logger.info("captured %d decode graphs in %.1f s", len(buckets), time.monotonic() - started_s)
+
+    def tune(self, moves: Mapping[int, Seq[Move]], bases: Mapping[int, StepChoice], limit_s: float) -> None:
+        """Finds how to compute steps of some batch sizes, by measurement; the buckets nearby follow. GPU only."""
+        started_s = time.monotonic()
+        for batch in moves:
+            if batch > self.max_batch:
+                continue
+            left_s = limit_s - (time.monotonic() - started_s)
+            self._choices[batch] = quickest(bases[batch], moves[batch], partial(self._time_ms, batch), left_s)
+        self._tables.zero_()
+        logger.info("tuned decode steps in %.1f s: %s", time.monotonic() - started_s, self._choices)
+
+    def _choice(self, batch: int) -> StepChoice:
+        """What was measured, or what was for the next larger batch, with as many programs in all; else by shape."""
+        base = StepChoice(None, None, self._pdl)
+        size = nearest(batch, self._choices)
+        if size is None or size == batch:
+            return self._choices.get(batch, base)
+        plan = self._choices[size].attention
+        if size == 1 or plan is None:
+            return base
+        return replace(base, attention=replace(plan, num_splits=max(1, plan.num_splits * size // batch)))
+
+    def _time_ms(self, batch: int, choice: StepChoice) -> float:
+        """Milliseconds of a captured step at a usual context, every sequence with pages of its own."""
+        bucket = self._new_bucket(batch, _Capture(), choice)
+        num_tokens = min(_TUNING_CONTEXT, self._tables.shape[1] * self.cache.page_size)
+        pages = torch.arange(self._tables.numel(), device=self.cache.device).view_as(self._tables)
+        self._tables.copy_(pages % self.cache.num_pages)
+        bucket.fields.device["context_lengths"].fill_(num_tokens)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        for replay in range(_NUM_WARM_REPLAYS + _NUM_TIMED_REPLAYS):
+            if replay == _NUM_WARM_REPLAYS:
+                begin.record()
+            bucket.replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / _NUM_TIMED_REPLAYS
 
     def can_launch(self, chunks: Seq[Chunk], special: Mapping[str, Array]) -> bool:
         """All chunks have one token, and there is room for them."""
@@ -128,7 +173,7 @@ class DecodeGraphs:
             host[name][...] = array
         return tail
 
-    def _new_bucket(self, batch: int, capture: _Capture | None) -> _Bucket:
+    def _new_bucket(self, batch: int, capture: _Capture | None, choice: StepChoice) -> _Bucket:
         fields = self._upload.fields(_specs(batch))
         device = fields.device
         # Padding alone, so nothing is stored while the graph is made.
@@ -138,10 +183,10 @@ class DecodeGraphs:
         shape = StepShape.of_decodes(batch, self._tables.shape[1])
         names = ("slots", "context_lengths")
         step_fields = {**{name: device[name] for name in names}, "block_table": self._tables[:batch]}
-        attention = TritonStep(self.cache, shape, step_fields, self._pdl)
+        attention = TritonStep(self.cache, shape, step_fields, choice.pdl, choice.attention)
 
         def compute() -> None:
-            self._compute(batch, device, attention)
+            self._compute(batch, device, attention, choice.skinny)
 
         return _Bucket(fields, attention, compute if capture is None else capture.of(compute))
 

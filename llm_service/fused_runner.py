@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_service.attention.base import StepLayout
-from llm_service.attention.triton import StepShape, TritonStep, kind_of_chunk
+from llm_service.attention.triton import (
+    DENSE_MIN_TOKENS,
+    StepShape,
+    TritonStep,
+    kind_of_chunk,
+    warm_dense_attention,
+)
 from llm_service.decode_graphs import DecodeGraphs
 from llm_service.fused_sampler import FusedSampler
 from llm_service.kv_cache import PagedKvCache
@@ -23,15 +30,24 @@ from llm_service.prompt import Prompt
 from llm_service.runner import Progress
 from llm_service.scheduler import Chunk
 from llm_service.sequence import Sequence
+from llm_service.step_choice import StepChoice, moves_of_many, moves_of_one
 from llm_service.step_inputs import fill_decodes, fill_prefills, lay_over_media, slots_of, token_specs
 from llm_service.upload import FieldSpec, Upload, array_specs, bytes_of
 from triptych.errors import InvalidRequest
-from triptych.models.qwen2_5_vl.fused import FusedLanguageModel
+from triptych.kernels.decode_attention import DecodePlan, choose_plan
+from triptych.models.qwen2_5_vl.fused import FusedLanguageModel, SkinnyPlan
 from triptych.sampling import SamplingParameters
 
 logger = logging.getLogger(__name__)
 
 _FIRST_UPLOAD_BYTES = 1 << 20
+# Batch sizes whose steps are measured in several ways; those between follow the next of them.
+_TUNED_BATCHES = (1, 64, 128, 256, 8)
+# Most seconds for that, kernels compiled for it included, and for the warm-up.
+_MAX_TUNING_S = 7.0
+_MAX_WARM_UP_S = 4.0
+# cuBLAS chooses its kernel by the number of tokens; up to so many it is asked for each 16 of them.
+_FINE_WARM_UP_TOKENS = 2_048
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,7 @@ class FusedModelRunner:
         *,
         max_batch: int,
         max_sequence_tokens: int,
+        max_step_tokens: int,
         num_steps_ahead: int,
         progress: Progress,
     ) -> None:
@@ -72,6 +89,8 @@ class FusedModelRunner:
         self.sampler = sampler
         self.num_steps_ahead = num_steps_ahead
         self._progress = progress
+        self._max_sequence_tokens = max_sequence_tokens
+        self._max_step_tokens = max_step_tokens
         device = cache.device
         self._upload = Upload(_FIRST_UPLOAD_BYTES, device)
         # Row i is what the newest step sampled for its i-th sampled chunk.
@@ -87,11 +106,60 @@ class FusedModelRunner:
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Compiles kernels and captures graphs; takes seconds."""
+        """Compiles and loads kernels, measures which are quickest, and captures graphs; takes seconds."""
+        is_cuda = self.cache.device.type == "cuda"
+        if is_cuda:
+            self._tune()
         self._graphs.capture(self._progress)
-        if self.cache.device.type == "cuda":
-            self._launch_packed(_every_kind_of_chunk(self.cache.page_size))
+        if is_cuda:
+            self._warm_up()
             torch.cuda.synchronize()
+
+    def _tune(self) -> None:
+        bases = {
+            batch: StepChoice(
+                self._plan_decodes(batch),
+                self.model.skinny_plan(batch) if batch <= self.model.max_skinny_tokens else None,
+                self.model.pdl,
+            )
+            for batch in _TUNED_BATCHES
+        }
+        moves = {
+            batch: moves_of_one() if batch <= self.model.max_skinny_tokens else moves_of_many()
+            for batch in _TUNED_BATCHES
+        }
+        self._graphs.tune(moves, bases, _MAX_TUNING_S)
+
+    def _warm_up(self) -> None:
+        """Whatever a first request would have to wait for, and the streams beside it: kernels of packed steps for every
+        number of splits, those that cuBLAS chooses by the number of tokens, cuDNN's plans of whole prompts."""
+        started_s = time.monotonic()
+        batch = 1
+        while batch < self._sampled.numel():
+            self._launch_packed(_every_kind_of_chunk(self.cache.page_size, batch))
+            batch *= 2
+        self._launch_packed(_every_kind_of_chunk(self.cache.page_size, self._sampled.numel() - 1))
+        for num_tokens in (
+            *range(16, _FINE_WARM_UP_TOKENS, 16),
+            *range(_FINE_WARM_UP_TOKENS, self._max_step_tokens, 512),
+        ):
+            self.model.warm_up(min(num_tokens, self._max_step_tokens))
+        shape, length = self.cache.shape, DENSE_MIN_TOKENS
+        while length <= min(self._max_step_tokens, self._max_sequence_tokens):
+            if time.monotonic() - started_s > _MAX_WARM_UP_S:
+                logger.info("cuDNN plans are ready for prompts of less than %d tokens, longer ones plan anew", length)
+                break
+            num_heads = self.model.config.num_attention_heads
+            length = 1 + warm_dense_attention(
+                length, num_heads, shape.num_kv_heads, shape.head_dim, shape.dtype, self.cache.device
+            )
+            torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        logger.info("warmed up in %.1f s", time.monotonic() - started_s)
+
+    def _plan_decodes(self, num_decodes: int) -> DecodePlan:
+        """The same for every context length, so that no step compiles or rounds anew."""
+        return choose_plan(num_decodes, self.cache.shape.num_kv_heads, self._max_sequence_tokens)
 
     @torch.inference_mode()
     def launch(self, chunks: list[Chunk]) -> _FusedStep:
@@ -114,8 +182,10 @@ class FusedModelRunner:
             self.sampler.resample(self._logits, fields, special_fields, self._sampled)
         return [row if chunk.is_sampled else None for row, chunk in enumerate(chunks)]
 
-    def _compute_decodes(self, batch: int, fields: Mapping[str, Tensor], attention: TritonStep) -> None:
-        hidden = self.model.forward(self._embed(fields), fields["positions"], attention)
+    def _compute_decodes(
+        self, batch: int, fields: Mapping[str, Tensor], attention: TritonStep, skinny: SkinnyPlan | None
+    ) -> None:
+        hidden = self.model.forward(self._embed(fields), fields["positions"], attention, skinny)
         logits = self.model.logits(hidden, out=self._logits[:batch])
         self.sampler.sample(logits, fields, self._sampled[:batch], pdl=self.model.pdl)
 
@@ -129,7 +199,8 @@ class FusedModelRunner:
         for chunk in chunks:
             lay_over_media(embeddings, chunk, first_row)
             first_row += chunk.num_new_tokens
-        hidden = self.model.forward(embeddings, fields["positions"], TritonStep(self.cache, shape, fields))
+        plan = self._plan_decodes(shape.num_decodes) if shape.num_decodes else None
+        hidden = self.model.forward(embeddings, fields["positions"], TritonStep(self.cache, shape, fields, plan=plan))
         if sampled:
             logits = self.model.logits(hidden.index_select(0, fields["sampled_rows"]))
             self.sampler.sample(logits, fields, self._sampled[: len(sampled)])
@@ -205,8 +276,8 @@ class FusedModelRunner:
             )
 
 
-def _every_kind_of_chunk(page_size: int) -> list[Chunk]:
-    """A decode, a chunk behind others and a whole prompt, sampled in every way, so that all kernels get compiled.
+def _every_kind_of_chunk(page_size: int, num_decodes: int) -> list[Chunk]:
+    """Decodes, a chunk behind others and a whole prompt, sampled in every way, so that all kernels get compiled.
 
     They write to page 0, which belongs to nobody yet.
     """
@@ -214,5 +285,5 @@ def _every_kind_of_chunk(page_size: int) -> list[Chunk]:
     prompt = Prompt((0,) * num_tokens, (), np.zeros((3, num_tokens), dtype=np.int64))
     sampling = SamplingParameters(max_tokens=1, temperature=1.0, top_k=2, min_tokens=1, stop_token_ids=(0,))
     sequence, table = Sequence("warm-up", prompt, sampling), array(PAGE_TYPECODE, (0, 0))
-    spans = ((0, 1), (page_size, num_tokens), (0, num_tokens))
+    spans = (*[(0, 1)] * num_decodes, (page_size, num_tokens), (0, num_tokens))
     return [Chunk(sequence, start, end, table, is_sampled=start > 0) for start, end in spans]

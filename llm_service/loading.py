@@ -19,11 +19,12 @@ from llm_service.page_pool import PagePool
 from llm_service.runner import Progress, Runner
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler
-from triptych.config import DType, LanguageSection, ModelSection
+from triptych.config import DType, LanguageSection, ModelSection, Quantization
 from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
 from triptych.models.qwen2_5_vl.language import LanguageModel
+from triptych.models.qwen2_5_vl.quantization import quantize_language_model
 from triptych.models.qwen2_5_vl.weights import load_language_model
 from triptych.models_folder import resolve_model_folder
 
@@ -52,12 +53,18 @@ class LoadedModel:
         """Takes seconds: not for an event loop. Raises ModelError or ConfigurationError."""
         folder = resolve_model_folder(section.path)
         device = _device(section)
-        return cls.from_folder(folder, _dtype(section, device), device)
+        return cls.from_folder(folder, _dtype(section, device), device, section.quantization)
 
     @classmethod
-    def from_folder(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    def from_folder(
+        cls, folder: Path, dtype: torch.dtype, device: torch.device, quantization: Quantization = Quantization.NONE
+    ) -> LoadedModel:
         config = ModelConfig.from_folder(folder)
+        if quantization is Quantization.FP8:
+            _check_fp8(device)
         language = load_language_model(folder, config, dtype, device)
+        if quantization is Quantization.FP8:
+            quantize_language_model(language)
         return cls(config, language, model_fingerprint(folder), dtype, device)
 
     @property
@@ -116,6 +123,7 @@ def build_runner(
         FusedSampler(model.config.eos_token_ids),
         max_batch=section.max_running_requests,
         max_sequence_tokens=max_sequence_tokens,
+        max_step_tokens=section.max_step_tokens,
         num_steps_ahead=1 if is_cuda else 0,
         progress=progress,
     )
@@ -134,6 +142,14 @@ def _device(section: ModelSection) -> torch.device:
             field="model.device",
         )
     return torch.device("cuda" if has_gpu and section.device != "cpu" else "cpu")
+
+
+def _check_fp8(device: torch.device) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise ConfigurationError(
+            f"model.quantization is fp8, but the device is {device}: it needs a GPU of capability 8.9 or higher",
+            field="model.quantization",
+        )
 
 
 def _dtype(section: ModelSection, device: torch.device) -> torch.dtype:

@@ -53,6 +53,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._was_burst = False
 
     @property
     def has_work(self) -> bool:
@@ -186,6 +187,8 @@ class Scheduler:
         unfinished = [sequence for sequence in self.running if not sequence.is_complete]
         decoding = [sequence for sequence in unfinished if sequence.num_uncomputed_tokens == 1]
         prompts = [sequence for sequence in unfinished if sequence.num_uncomputed_tokens > 1]
+        if self._is_burst(decoding, prompts):
+            decoding = []
         chunks = [self._chunk(sequence, 1) for sequence in decoding[:budget]]
         # Prompts hold up nobody when nobody decodes.
         prefill_budget = float(self.section.mixed_prefill_tokens if chunks else budget)
@@ -200,6 +203,15 @@ class Scheduler:
             budget -= num_new
             prefill_budget -= num_new * cost
         return chunks
+
+    def _is_burst(self, decoding: list[Sequence], prompts: list[Sequence]) -> bool:
+        """Whether sequences that have but their first token wait one step for prompts that came with them: one large
+        step of prompts is quicker than many small ones beside decodes, and nobody's stream has begun to flow."""
+        is_fresh = all(sequence.num_generated_tokens == 1 for sequence in decoding)
+        is_limited = self.section.mixed_prefill_tokens < self.section.max_step_tokens
+        is_burst = bool(decoding and prompts) and is_fresh and is_limited and not self._was_burst
+        self._was_burst = is_burst
+        return is_burst
 
     def _chunk(self, sequence: Sequence, num_new: int) -> Chunk:
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new

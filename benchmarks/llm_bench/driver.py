@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm_service.collector import spare_the_collector
 from llm_service.engine import Engine, StepOutput
 from llm_service.loading import LoadedModel, build_engine
 from llm_service.prompt import Prompt
@@ -47,6 +48,7 @@ class EngineDriver:
         self._time_host_side()
         self.engine.start()
         self.engine.wait_ready()
+        spare_the_collector()  # as an actor does
 
     def close(self) -> None:
         self.engine.stop()

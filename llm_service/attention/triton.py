@@ -19,23 +19,22 @@ from llm_service.kv_cache import PagedKvCache
 from llm_service.page_pool import PageTable
 from llm_service.upload import Array, FieldSpec, Upload, bytes_of
 from triptych.kernels.decode_attention import (
+    DecodePlan,
     DecodeWorkspace,
-    choose_num_splits,
+    choose_plan,
     paged_decode_attention,
     rotary_decode_attention,
 )
 from triptych.kernels.dense_prefill import dense_causal_attention
 from triptych.kernels.prefill_attention import PrefillTiling, paged_prefill_attention
 from triptych.kernels.rotary import rotary_and_store
-from triptych.models.qwen2_5_vl.fused import PackedRotary
+from triptych.models.qwen2_5_vl.fused import PackedRotary, Upcoming
 
 # A whole prompt of so many tokens is quicker through cuDNN; a shorter one goes through the paged kernel like a chunk.
 DENSE_MIN_TOKENS = 4_096
 # cuDNN plans anew for every length, which takes longer than the few rows by which a prompt is filled up.
 _CUDNN_LENGTH_STEP = 512
 _PREFILL_TILING = PrefillTiling(block_rows=128, block_tokens=128, num_warps=8, num_stages=3)
-# Up to this batch splits are many, and a second kernel merges them sooner than the last of them to arrive.
-_MAX_MERGE_KERNEL_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -144,16 +143,20 @@ class TritonPagedAttention:
 class TritonStep:
     """The attention of one step. fields: what `StepShape.specs` names, on the device.
 
-    pdl: launches may overlap with the end of the kernel before; see `triptych.kernels.launch`.
+    pdl: launches may overlap with the end of the kernel before; see `triptych.kernels.launch`. plan: how decodes are
+    cut, by shape when None.
     """
 
     cache: PagedKvCache
     shape: StepShape
     fields: Mapping[str, Tensor]
     pdl: bool = False
+    plan: DecodePlan | None = None
     _workspaces: list[DecodeWorkspace] = field(default_factory=list)
 
-    def attend_packed(self, layer_index: int, qkv: Tensor, rotary: PackedRotary) -> Tensor:
+    def attend_packed(
+        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Upcoming | None = None
+    ) -> Tensor:
         """Packed projections [T, (num_heads + 2 * num_kv_heads) * head_dim] to attention [T, num_heads * head_dim]."""
         keys, values = self.cache.layer(layer_index)
         num_kv_heads, head_dim = keys.shape[-2:]
@@ -162,8 +165,10 @@ class TritonStep:
         if self.shape.num_decodes == self.shape.num_tokens:
             output = rotary_decode_attention(
                 qkv, rotary.positions, rotary.table, rotary.sections, keys, values, slots, self.fields["block_table"],
-                self.fields["context_lengths"], self._workspace(num_heads), pdl=self.pdl,
-                is_merged_by_last=self.shape.num_decodes > _MAX_MERGE_KERNEL_BATCH,
+                self.fields["context_lengths"], self._workspace(num_heads),
+                is_merged_by_last=self._plan.is_merged_by_last, tiling=self._plan.tiling,
+                upcoming=upcoming.weight if upcoming else None, upcoming_bytes=upcoming.num_bytes if upcoming else 0,
+                pdl=self.pdl,
             )  # fmt: skip
             return output.flatten(1)
         query = torch.empty((self.shape.num_query_rows, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
@@ -189,7 +194,7 @@ class TritonStep:
             paged_decode_attention(
                 query[:num_decodes], keys, values, fields["block_table"], fields["context_lengths"],
                 self._workspace(query.shape[1]), out=output[:num_decodes],
-                is_merged_by_last=num_decodes > _MAX_MERGE_KERNEL_BATCH,
+                is_merged_by_last=self._plan.is_merged_by_last, tiling=self._plan.tiling,
             )  # fmt: skip
         if shape.num_chunks:
             rows = slice(num_decodes, shape.first_prompt_row)
@@ -217,18 +222,33 @@ class TritonStep:
             first += dense
         return outputs
 
+    @property
+    def _plan(self) -> DecodePlan:
+        shape, cache = self.shape, self.cache
+        max_context = shape.decode_pages * cache.page_size
+        return self.plan or choose_plan(shape.num_decodes, cache.shape.num_kv_heads, max_context)
+
     def _workspace(self, num_heads: int) -> DecodeWorkspace:
         """One for all layers."""
         if not self._workspaces:
-            shape, cache = self.shape, self.cache
-            num_kv_heads = cache.shape.num_kv_heads
-            num_splits = choose_num_splits(shape.num_decodes, num_kv_heads, shape.decode_pages * cache.page_size)
+            num_decodes, cache = self.shape.num_decodes, self.cache
+            num_kv_heads, head_dim = cache.shape.num_kv_heads, cache.shape.head_dim
+            num_splits = self._plan.num_splits
             self._workspaces.append(
-                DecodeWorkspace.of(
-                    shape.num_decodes, num_heads, num_kv_heads, cache.shape.head_dim, num_splits, cache.device
-                )
+                DecodeWorkspace.of(num_decodes, num_heads, num_kv_heads, head_dim, num_splits, cache.device)
             )
         return self._workspaces[0]
+
+
+def warm_dense_attention(
+    num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Has the plan made for whole prompts of so many tokens, filled up; returns the number that also serves."""
+    num_filled = -(-num_tokens // _CUDNN_LENGTH_STEP) * _CUDNN_LENGTH_STEP
+    query = torch.zeros((num_filled, num_heads, head_dim), dtype=dtype, device=device)
+    key, value = torch.zeros((2, num_filled, num_kv_heads, head_dim), dtype=dtype, device=device)
+    dense_causal_attention(query, key, value, [num_filled], query, variant="cudnn")
+    return num_filled
 
 
 def fill_block_table(tables: Sequence[PageTable], rows: Array) -> None:

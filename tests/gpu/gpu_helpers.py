@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,11 @@ class SteppedEngine:
     """An engine without its thread. logits: those of the sampled rows of each packed step, as they were computed."""
 
     def __init__(self, model: LoadedModel, **section: object) -> None:
-        values = {"max_context_tokens": 8_192, "kv_cache_bytes": 1 << 28, "max_running_requests": 64} | section
+        # Without reuse of pages: a prompt that comes a second time takes the same kernels over the same shapes.
+        values = {
+            "max_context_tokens": 8_192, "kv_cache_bytes": 1 << 28, "max_running_requests": 64,
+            "enable_prefix_cache": False,
+        } | section  # fmt: skip
         self.outputs: list[StepOutput] = []
         self.engine: Engine = build_engine(model, LanguageSection.model_validate(values), self.outputs.extend)
         runner = self.engine.runner
@@ -83,7 +88,14 @@ class Setup:
         return language.logits(hidden[-num_last:])
 
 
+def free_unreachable() -> None:
+    """Engines of tests before this one hold themselves in cycles, and with them gigabytes."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def make_setup(name: str, folder: Path) -> Setup:
+    free_unreachable()
     config = ModelConfig.from_folder(write_model_folder(name, folder, num_layers=2))
     language = random_language_model(config, torch.bfloat16, CUDA, seed=0)
     generator = torch.Generator(CUDA).manual_seed(1)
@@ -95,12 +107,12 @@ def make_setup(name: str, folder: Path) -> Setup:
     return Setup(model, copy.deepcopy(language).float(), SteppedEngine(model))
 
 
-def new_sequence(num_tokens: int, seed: int, **sampling: object) -> Sequence:
-    tokens = np.random.default_rng(seed).integers(0, VOCAB, num_tokens).tolist()
+def new_sequence(num_tokens: int, prompt_seed: int, **sampling: object) -> Sequence:
+    tokens = np.random.default_rng(prompt_seed).integers(0, VOCAB, num_tokens).tolist()
     positions = np.broadcast_to(np.arange(num_tokens), (3, num_tokens))
     values = {"max_tokens": 2, "ignore_eos": True} | sampling
     prompt = Prompt(tuple(tokens), (), positions)
-    return Sequence(f"request-{seed}", prompt, SamplingParameters(**values))  # type: ignore[arg-type]
+    return Sequence(f"request-{prompt_seed}", prompt, SamplingParameters(**values))  # type: ignore[arg-type]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -41,6 +41,7 @@ def fused_engine(
         FusedSampler(model.config.eos_token_ids),
         max_batch=resolve_section(engine.scheduler.section, CPU).max_running_requests,
         max_sequence_tokens=max_sequence_tokens,
+        max_step_tokens=resolve_section(engine.scheduler.section, CPU).max_step_tokens,
         num_steps_ahead=num_steps_ahead,
         progress=lambda num_done, num_all: None,
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.kernels.activation import silu_and_mul
@@ -23,10 +23,35 @@ class PackedRotary:
     sections: tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class Upcoming:
+    """A weight that is read after the attention, of which so many bytes may come into the L2 cache meanwhile."""
+
+    weight: Tensor
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class SkinnyPlan:
+    """How a step of few tokens is computed. A tiling of None is chosen by shape.
+
+    upcoming_bytes: how much of the gate_up weight is fetched during the attention, see `Upcoming`.
+    """
+
+    qkv: SkinnyTiling | None = None
+    o: SkinnyTiling | None = None
+    gate_up: SkinnyTiling | None = None
+    down: SkinnyTiling | None = None
+    upcoming_bytes: int = 0
+    pdl: bool = False
+
+
 class PackedAttention(Protocol):
     """Causal attention of one forward pass that rotates and stores as well."""
 
-    def attend_packed(self, layer_index: int, qkv: Tensor, rotary: PackedRotary) -> Tensor:
+    def attend_packed(
+        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Upcoming | None = None
+    ) -> Tensor:
         """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim], as projected, to attention [T, num_heads * head_dim]."""
         ...
 
@@ -59,11 +84,13 @@ class FusedLanguageModel:
         """Token ids [T] to embeddings [T, hidden]."""
         return self.model.embed(token_ids)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, attention: PackedAttention) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, attention: PackedAttention, plan: SkinnyPlan | None = None
+    ) -> Tensor:
         """Embeddings [T, hidden], which are overwritten, at positions [3, T] to final hidden states, normed."""
         rotary = PackedRotary(positions, self._table, self.model.rotary.sections)
         if len(embeddings) <= self.max_skinny_tokens:
-            return self._forward_skinny(embeddings, rotary, attention)
+            return self._forward_skinny(embeddings, rotary, attention, plan or self.skinny_plan(len(embeddings)))
         return self._forward_wide(embeddings, rotary, attention)
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
@@ -87,27 +114,52 @@ class FusedLanguageModel:
             normed = fused_add_rms_norm(projected, residual, next_norm, eps, out=projected, pdl=pdl)
         return normed
 
-    def _forward_skinny(self, residual: Tensor, rotary: PackedRotary, attention: PackedAttention) -> Tensor:
+    def _forward_skinny(
+        self, residual: Tensor, rotary: PackedRotary, attention: PackedAttention, plan: SkinnyPlan
+    ) -> Tensor:
         """Five kernels a layer."""
-        eps, pdl = self.config.rms_norm_eps, self.pdl
+        eps, pdl = self.config.rms_norm_eps, plan.pdl
         for index, layer in enumerate(self._layers):
-            projection, mlp = layer.self_attn.qkv_proj, layer.mlp
+            qkv_proj, o_proj = layer.self_attn.qkv_proj, layer.self_attn.o_proj
+            gate_up_proj, down_proj = layer.mlp.gate_up_proj, layer.mlp.down_proj
             qkv = skinny_linear(
-                residual, projection.weight, projection.bias, norm_weight=layer.input_layernorm.weight, eps=eps, pdl=pdl
-            )
-            attended = attention.attend_packed(index, qkv, rotary)
-            skinny_linear(attended, layer.self_attn.o_proj.weight, residual=residual, out=residual, pdl=pdl)
-            activated = skinny_linear(
-                residual, mlp.gate_up_proj.weight, norm_weight=layer.post_attention_layernorm.weight, eps=eps,
-                is_gated=True, tiling=self._gated_tiling(len(residual)), pdl=pdl,
+                residual, qkv_proj.weight, qkv_proj.bias, weight_scales=scales_of(qkv_proj),
+                norm_weight=layer.input_layernorm.weight, eps=eps, tiling=plan.qkv, pdl=pdl,
             )  # fmt: skip
-            skinny_linear(activated, mlp.down_proj.weight, residual=residual, out=residual, pdl=pdl)
+            upcoming = Upcoming(gate_up_proj.weight, plan.upcoming_bytes) if plan.upcoming_bytes else None
+            attended = attention.attend_packed(index, qkv, rotary, upcoming)
+            skinny_linear(
+                attended, o_proj.weight, weight_scales=scales_of(o_proj), residual=residual, out=residual,
+                tiling=plan.o, pdl=pdl,
+            )  # fmt: skip
+            activated = skinny_linear(
+                residual, gate_up_proj.weight, weight_scales=scales_of(gate_up_proj),
+                norm_weight=layer.post_attention_layernorm.weight, eps=eps, is_gated=True, tiling=plan.gate_up, pdl=pdl,
+            )  # fmt: skip
+            skinny_linear(
+                activated, down_proj.weight, weight_scales=scales_of(down_proj), residual=residual, out=residual,
+                tiling=plan.down, pdl=pdl,
+            )  # fmt: skip
         return rms_norm(residual, self.model.norm.weight, eps, pdl=pdl)
 
-    def _gated_tiling(self, num_tokens: int) -> SkinnyTiling | None:
-        """One output a program for one token: the quickest measured, at 4 warps where the hidden size divides."""
+    def skinny_plan(self, num_tokens: int) -> SkinnyPlan:
+        """One gated output a program for one token: the quickest measured, at 4 warps where the hidden size divides."""
         if num_tokens > 1:
-            return None
-        if self.config.hidden_size % 2048 == 0:
-            return SkinnyTiling("vector", block_out=1, block_in=2048, num_warps=4)
-        return SkinnyTiling("vector", block_out=1, block_in=512, num_warps=2)
+            return SkinnyPlan(pdl=self.pdl)
+        is_whole_row = self.config.hidden_size % 2048 == 0
+        gate_up = SkinnyTiling("vector", 1, 2048, 4) if is_whole_row else SkinnyTiling("vector", 1, 512, 2)
+        return SkinnyPlan(gate_up=gate_up, pdl=self.pdl)
+
+    def warm_up(self, num_tokens: int) -> None:
+        """Has the kernels of the linears loaded for a step of so many tokens; those of one layer are those of all."""
+        layer, dtype, device = self._layers[0], self.dtype, self._table.device
+        hidden = torch.zeros((num_tokens, self.config.hidden_size), dtype=dtype, device=device)
+        attended = layer.self_attn.qkv_proj(hidden)[:, : layer.self_attn.o_proj.in_features].contiguous()
+        layer.self_attn.o_proj(attended)
+        layer.mlp.down_proj(silu_and_mul(layer.mlp.gate_up_proj(hidden)))
+
+
+def scales_of(linear: nn.Module) -> Tensor | None:
+    """One scale for each row of a quantized weight."""
+    scales = getattr(linear, "weight_scale", None)
+    return None if scales is None else scales.view(-1)
