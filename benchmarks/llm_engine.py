@@ -72,6 +72,8 @@ def _run_in_process(model: str, out: Path, arguments: argparse.Namespace) -> dic
 
 def run_model(name: str, arguments: argparse.Namespace) -> None:
     """All rows of one model; the file is written after each."""
+    import logging
+
     import torch
 
     from benchmarks.llm_bench.driver import EngineDriver
@@ -79,6 +81,9 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
     from benchmarks.llm_bench.rows import ROWS
     from benchmarks.llm_bench.start import environment, measure_start, section_of
 
+    logging.basicConfig(format="%(message)s")
+    for module in ("step_choice", "decode_graphs", "fused_runner"):
+        logging.getLogger(f"llm_service.{module}").setLevel(logging.DEBUG)
     report: dict[str, Any] = {"environment": environment(), "rows": {}, "errors": {}}
     repeats = QUICK_REPEATS if arguments.quick else REPEATS
     driver: EngineDriver | None = None

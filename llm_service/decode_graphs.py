@@ -21,6 +21,7 @@ from llm_service.sequence import Sequence
 from llm_service.step_choice import Move, StepChoice, nearest, quickest
 from llm_service.step_inputs import fill_decodes, token_specs
 from llm_service.upload import Array, Fields, FieldSpec, Upload, array_specs, bytes_of
+from triptych.kernels.decode_attention import MAX_SPLITS
 from triptych.models.qwen2_5_vl.fused import SkinnyPlan
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,9 @@ class DecodeGraphs:
         self._pdl = pdl
         self._buckets: dict[int, _Bucket] = {}
         self._choices: dict[int, StepChoice] = {}
+        # One for all captures: cuBLAS keeps work space for every stream that it was used on.
+        is_cuda = cache.device.type == "cuda"
+        self._stream: torch.cuda.Stream | None = torch.cuda.Stream() if is_cuda else None  # type: ignore[no-untyped-call]
         max_pages = -(-max_sequence_tokens // cache.page_size)
         self._tables = torch.zeros((max_batch, max_pages), dtype=torch.int32, device=cache.device)
         table_specs: dict[str, FieldSpec] = {"block_table": ((max_batch, max_pages), torch.int32)}
@@ -86,7 +90,7 @@ class DecodeGraphs:
         """Largest first: the memory of one graph then holds that of all smaller ones."""
         started_s = time.monotonic()
         buckets = sorted(batch_buckets(self.max_batch), reverse=True)
-        capture = _Capture() if self.cache.device.type == "cuda" else None
+        capture = None if self._stream is None else _Capture(self._stream)
         for index, batch in enumerate(buckets):
             self._buckets[batch] = self._new_bucket(batch, capture, self._choice(batch))
             progress(index + 1, len(buckets))
@@ -101,6 +105,7 @@ class DecodeGraphs:
             left_s = limit_s - (time.monotonic() - started_s)
             self._choices[batch] = quickest(bases[batch], moves[batch], partial(self._time_ms, batch), left_s)
         self._tables.zero_()
+        torch.cuda.empty_cache()
         logger.info("tuned decode steps in %.1f s: %s", time.monotonic() - started_s, self._choices)
 
     def _choice(self, batch: int) -> StepChoice:
@@ -112,11 +117,13 @@ class DecodeGraphs:
         plan = self._choices[size].attention
         if size == 1 or plan is None:
             return base
-        return replace(base, attention=replace(plan, num_splits=max(1, plan.num_splits * size // batch)))
+        num_splits = min(max(1, plan.num_splits * size // batch), MAX_SPLITS)
+        return replace(base, attention=replace(plan, num_splits=num_splits))
 
     def _time_ms(self, batch: int, choice: StepChoice) -> float:
         """Milliseconds of a captured step at a usual context, every sequence with pages of its own."""
-        bucket = self._new_bucket(batch, _Capture(), choice)
+        assert self._stream is not None
+        bucket = self._new_bucket(batch, _Capture(self._stream), choice)
         num_tokens = min(_TUNING_CONTEXT, self._tables.shape[1] * self.cache.page_size)
         pages = torch.arange(self._tables.numel(), device=self.cache.device).view_as(self._tables)
         self._tables.copy_(pages % self.cache.num_pages)
@@ -194,9 +201,9 @@ class DecodeGraphs:
 class _Capture:
     """Captures graphs that share their memory: they are replayed one at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = stream
 
     def of(self, compute: Callable[[], None]) -> Callable[[], None]:
         current = torch.cuda.current_stream()

@@ -154,7 +154,6 @@ class FusedModelRunner:
                 length, num_heads, shape.num_kv_heads, shape.head_dim, shape.dtype, self.cache.device
             )
             torch.cuda.synchronize()
-        torch.cuda.empty_cache()
         logger.info("warmed up in %.1f s", time.monotonic() - started_s)
 
     def _plan_decodes(self, num_decodes: int) -> DecodePlan:
@@ -277,7 +276,7 @@ class FusedModelRunner:
 
 
 def _every_kind_of_chunk(page_size: int, num_decodes: int) -> list[Chunk]:
-    """Decodes, a chunk behind others and a whole prompt, sampled in every way, so that all kernels get compiled.
+    """Decodes, a chunk behind others and a whole prompt, the last sampled in every way: all kernels get compiled.
 
     They write to page 0, which belongs to nobody yet.
     """
@@ -286,4 +285,6 @@ def _every_kind_of_chunk(page_size: int, num_decodes: int) -> list[Chunk]:
     sampling = SamplingParameters(max_tokens=1, temperature=1.0, top_k=2, min_tokens=1, stop_token_ids=(0,))
     sequence, table = Sequence("warm-up", prompt, sampling), array(PAGE_TYPECODE, (0, 0))
     spans = (*[(0, 1)] * num_decodes, (page_size, num_tokens), (0, num_tokens))
-    return [Chunk(sequence, start, end, table, is_sampled=start > 0) for start, end in spans]
+    return [Chunk(sequence, start, end, table, is_sampled=False) for start, end in spans[:-1]] + [
+        Chunk(sequence, *spans[-1], table, is_sampled=True)
+    ]

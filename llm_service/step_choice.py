@@ -47,7 +47,9 @@ def quickest(base: StepChoice, moves: Seq[Move], time_ms: Callable[[StepChoice],
         except Exception as error:
             logger.warning("a decode step can't be computed with %s: %s", candidate, str(error)[:300])
             continue
-        if candidate_ms < best_ms * (1.0 - _LEAST_GAIN):
+        is_better = candidate_ms < best_ms * (1.0 - _LEAST_GAIN)
+        logger.debug("a decode step takes %.3f ms, at best %.3f before, with %s", candidate_ms, best_ms, candidate)
+        if is_better:
             best, best_ms = candidate, candidate_ms
     return best
 
@@ -56,8 +58,8 @@ def moves_of_one() -> list[Move]:
     """What may help a step of one token: more of a weight on its way, or fetched before it is needed."""
     return [
         _skinny(down=SkinnyTiling("vector", 4, 1024, 4, 2)),
-        _upcoming(8 * _MIB),
         _upcoming(16 * _MIB),
+        _upcoming(8 * _MIB),
         _upcoming(24 * _MIB),
         _skinny(qkv=SkinnyTiling("vector", 4, 1024, 4, 2), o=SkinnyTiling("vector", 4, 1024, 4, 2)),
         _without_pdl,
@@ -72,7 +74,7 @@ def moves_of_one() -> list[Move]:
 
 def moves_of_many() -> list[Move]:
     """What may help a batch: other numbers of splits and pipelines of other depths."""
-    return [_stages(3), _stages(4), _stages(5), _halved_splits, _doubled_splits]
+    return [_stages(3), _stages(5), _halved_splits, _doubled_splits]
 
 
 def nearest(batch: int, tuned: Mapping[int, StepChoice]) -> int | None:

@@ -57,5 +57,5 @@ def measure_start(name: str, quantization: str) -> tuple[EngineDriver, Measured]
     driver = EngineDriver(model, section_of())
     ready = time.perf_counter()
     pool = driver.engine.scheduler.pool
-    details = {"copy_s": copied - started, "engine_s": ready - copied, "num_pages": pool.num_pages}
+    details: dict[str, object] = {"copy_s": copied - started, "engine_s": ready - copied, "num_pages": pool.num_pages}
     return driver, Measured([ready - started], details)

@@ -69,7 +69,7 @@ class DecodePlan:
 # Sequences times KV heads up to which programs are few: two on each of 132 multiprocessors, each with much on its way.
 _MAX_FEW_PAIRS = 256
 _MANY_PROGRAMS = 1024
-_MAX_SPLITS = 64
+MAX_SPLITS = 64
 
 
 def choose_plan(batch_size: int, num_kv_heads: int, max_context: int) -> DecodePlan:
@@ -79,7 +79,7 @@ def choose_plan(batch_size: int, num_kv_heads: int, max_context: int) -> DecodeP
     pairs = batch_size * num_kv_heads
     is_few = pairs <= _MAX_FEW_PAIRS
     wanted = -(-_MAX_FEW_PAIRS // pairs) if is_few else _MANY_PROGRAMS // pairs
-    num_splits = max(1, min(wanted, -(-max_context // DecodeTiling.block_tokens), _MAX_SPLITS))
+    num_splits = max(1, min(wanted, -(-max_context // DecodeTiling.block_tokens), MAX_SPLITS))
     return DecodePlan(num_splits, DecodeTiling(num_stages=5 if is_few else 3), is_merged_by_last=not is_few)
 
 
