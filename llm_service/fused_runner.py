@@ -139,10 +139,9 @@ class FusedModelRunner:
             self._launch_packed(_every_kind_of_chunk(self.cache.page_size, batch))
             batch *= 2
         self._launch_packed(_every_kind_of_chunk(self.cache.page_size, self._sampled.numel() - 1))
-        for num_tokens in (
-            *range(16, _FINE_WARM_UP_TOKENS, 16),
-            *range(_FINE_WARM_UP_TOKENS, self._max_step_tokens, 512),
-        ):
+        lengths = (*range(16, _FINE_WARM_UP_TOKENS, 16), *range(_FINE_WARM_UP_TOKENS, self._max_step_tokens + 1, 512))
+        # The longest first: its memory serves all others, and stays for the steps to come.
+        for num_tokens in reversed(lengths):
             self.model.warm_up(min(num_tokens, self._max_step_tokens))
         shape, length = self.cache.shape, DENSE_MIN_TOKENS
         while length <= min(self._max_step_tokens, self._max_sequence_tokens):
