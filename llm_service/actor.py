@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from llm_service.admin import LlmAdminService
+from llm_service.collector import spare_the_collector
 from llm_service.embedder import BuildEmbedder, Embedder
 from llm_service.loading import LoadedModel
 from llm_service.role import Role
@@ -156,6 +157,9 @@ class LlmActor:
         parts.server = server = RpcServer(self._host, 0, config.limits.max_message_bytes)
         self._add_services(server, stage, parts.tensor_service)
         stage.start()
+        await stage.wait_ready()
+        if model.device.type == "cuda":
+            spare_the_collector()
         self._endpoint = f"{self._host}:{await server.start()}"
         await server.set_serving(True)
 

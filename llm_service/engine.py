@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from llm_service.model_runner import ModelRunner
+from llm_service.runner import LaunchedStep, Runner
 from llm_service.scheduler import Chunk, Scheduler
 from llm_service.sequence import FinishReason, Sequence, SequenceState
 from triptych.errors import InternalError, TriptychError, Unavailable
@@ -54,8 +56,10 @@ class EngineCounters:
 
 
 class Engine:
-    """Drain the inbox, schedule, run, publish, again.
+    """Drain the inbox, schedule and launch a step, book and publish the tokens of the one before it, again.
 
+    The runner says how many steps may be in flight beside the newest: 0 is the plain loop; with 1 the device computes
+    while this thread books and schedules. A stop token is then seen one step late, and the surplus token is dropped.
     Other threads talk to it through the inbox alone. `publish` is called on the engine thread, with all outputs of a
     step in one list; it must hand them over and return.
     """
@@ -63,7 +67,7 @@ class Engine:
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: ModelRunner,
+        runner: Runner,
         max_sequence_tokens: int,
         publish: Callable[[list[StepOutput]], None],
     ) -> None:
@@ -74,10 +78,17 @@ class Engine:
         self._publish = publish
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._is_stopping = False
+        self._in_flight: deque[LaunchedStep] = deque()
+        self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def wait_ready(self) -> None:
+        """Returns when the started engine has prepared its runner (compiled kernels, captured graphs); raises what
+        kept it from it."""
+        self._ready.result()
 
     def stop(self) -> None:
         """Ends the loop after its step and waits for it; sequences still inside fail with Unavailable. Idempotent."""
@@ -89,9 +100,9 @@ class Engine:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def add(self, sequence: Sequence) -> None:
-        """Queues a sequence that fits the cache and the context; its outputs come by `publish`."""
-        self._inbox.put(lambda: self._add(sequence))
+    def add(self, *sequences: Sequence) -> None:
+        """Queues sequences that each fit the cache and the context; their outputs come by `publish`."""
+        self._inbox.put(lambda: self._add(sequences))
 
     def abort(self, sequence: Sequence) -> None:
         """Ends a sequence in whatever state, without a further output; one that ended already is nothing."""
@@ -113,23 +124,33 @@ class Engine:
         return future
 
     def _loop(self) -> None:
+        try:
+            self.runner.prepare()
+        except BaseException as error:
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
         while not self._is_stopping:
             outputs = self._step()
             if outputs:
                 self._publish(outputs)
 
     def _step(self) -> list[StepOutput]:
+        outputs: list[StepOutput] = []
         try:
             self._drain_inbox()
-            return self._run(self.scheduler.schedule())
+            self._run(self.scheduler.schedule(), outputs)
         except Exception as error:
             # Not the model but the bookkeeping failed: no sequence inside can be trusted, the next ones can.
             logger.exception("the engine's bookkeeping failed")
-            return [self._fail(sequence, error) for sequence in self._sequences()]
+            self._in_flight.clear()
+            self._is_stopping |= _is_fatal(error)
+            outputs += [self._fail(sequence, error) for sequence in self._sequences()]
+        return outputs
 
     def _drain_inbox(self) -> None:
         """Takes all that is there; waits for something when there is nothing to compute."""
-        if not self.scheduler.has_work:
+        if not self.scheduler.has_work and not self._in_flight:
             self._inbox.get()()
         while not self._is_stopping:
             try:
@@ -138,41 +159,62 @@ class Engine:
                 return
             message()
 
-    def _run(self, chunks: list[Chunk]) -> list[StepOutput]:
-        """Computes the chunks. When that fails, each runs again alone: one bad request must not take others with it."""
+    def _run(self, chunks: list[Chunk], outputs: list[StepOutput]) -> None:
+        """Launches the chunks, then books the steps that are not to be in flight any longer."""
         if not chunks:
-            return []
+            return self._collect(0, outputs)
         _stamp_started(chunks)
         try:
-            tokens = self.runner.run(chunks)
+            step = self.runner.launch(chunks)
         except Exception as error:
-            if len(chunks) > 1:
-                return [output for chunk in chunks for output in self._run([chunk])]
-            return [self._fail(chunks[0].sequence, error)]
-        self.counters.num_steps += 1
+            return self._run_one_by_one(chunks, error, outputs)
+        self._in_flight.append(step)
         for chunk in chunks:
             self.scheduler.advance(chunk)
-        return [
-            self._accept(chunk.sequence, token)
-            for chunk, token in zip(chunks, tokens, strict=True)
-            if token is not None
-        ]
+        return self._collect(self.runner.num_steps_ahead, outputs)
 
-    def _accept(self, sequence: Sequence, token: int) -> StepOutput:
+    def _run_one_by_one(self, chunks: list[Chunk], error: Exception, outputs: list[StepOutput]) -> None:
+        """Each chunk alone, when they failed together: one bad request must not take others with it."""
+        self._collect(0, outputs)
+        # What ended with its last token meanwhile has no next one.
+        chunks = [chunk for chunk in chunks if chunk.sequence.state is SequenceState.RUNNING]
+        if len(chunks) == 1:
+            outputs.append(self._fail(chunks[0].sequence, error))
+            return
+        for chunk in chunks:
+            self._run([chunk], outputs)
+            self._collect(0, outputs)
+
+    def _collect(self, num_kept: int, outputs: list[StepOutput]) -> None:
+        """Waits for the oldest steps in flight, all but `num_kept`, and books their tokens."""
+        while len(self._in_flight) > num_kept:
+            step = self._in_flight.popleft()
+            tokens = step.read()
+            self.counters.num_steps += 1
+            for chunk, token in zip(step.chunks, tokens, strict=True):
+                # One that ended or was aborted after the launch takes nothing more.
+                if chunk.sequence.state is SequenceState.FINISHED:
+                    continue
+                self.scheduler.publish(chunk)
+                if token is not None:
+                    outputs.append(self._accept(chunk, token))
+
+    def _accept(self, chunk: Chunk, token: int) -> StepOutput:
         """Books the next token of a sequence; when that fails, for want of memory for its pages, it ends alone."""
         try:
-            return self._append(sequence, token)
+            return self._book(chunk.sequence, chunk.end, token)
         except Exception as error:
-            return self._fail(sequence, error)
+            return self._fail(chunk.sequence, error)
 
-    def _append(self, sequence: Sequence, token: int) -> StepOutput:
-        sequence.token_ids.append(token)
+    def _book(self, sequence: Sequence, index: int, token: int) -> StepOutput:
+        sequence.receive_token(index, token)
         self._count(sequence)
-        finish_reason = self.finish_reason(sequence)
+        finish_reason = self.finish_reason(sequence, index + 1)
         is_handed_over = sequence.is_prefill_only and finish_reason is None
         kv_pages = self.scheduler.export_pages(sequence) if is_handed_over else None
         output = StepOutput(sequence, (token,), finish_reason, kv_pages)
         if output.is_last:
+            sequence.drop_pending()
             sequence.finished_s = time.monotonic()
             self.counters.num_finished += 1
             self._remove(sequence)
@@ -185,18 +227,23 @@ class Engine:
             self.counters.num_prompt_tokens += sequence.prompt.num_tokens
             self.counters.num_cached_prompt_tokens += sequence.num_cached_prompt_tokens
 
-    def finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        """Why the sequence ends with its newest token, if it does."""
-        if sequence.token_ids[-1] in self.runner.sampler.stop_token_ids(sequence):
+    def finish_reason(self, sequence: Sequence, num_tokens: int | None = None) -> FinishReason | None:
+        """Why the sequence ends with the last of its first `num_tokens` tokens (all of them), if it does."""
+        num_tokens = num_tokens or sequence.num_tokens
+        if sequence.token_ids[num_tokens - 1] in self.runner.sampler.stop_token_ids(sequence):
             return FinishReason.STOP
-        is_at_max_tokens = sequence.num_generated_tokens >= sequence.sampling.max_tokens
-        if is_at_max_tokens or sequence.num_tokens >= self.max_sequence_tokens:
+        is_at_max_tokens = num_tokens - sequence.prompt.num_tokens >= sequence.sampling.max_tokens
+        if is_at_max_tokens or num_tokens >= self.max_sequence_tokens:
             return FinishReason.LENGTH
         return None
 
-    def _add(self, sequence: Sequence) -> None:
-        sequence.added_s = time.monotonic()
-        self.scheduler.add(sequence)
+    def _add(self, sequences: tuple[Sequence, ...]) -> None:
+        now = time.monotonic()
+        for sequence in sequences:
+            sequence.added_s = now
+            num_new_tokens = 1 if sequence.is_prefill_only else sequence.sampling.max_tokens
+            sequence.token_limit = min(sequence.prompt.num_tokens + num_new_tokens, self.max_sequence_tokens)
+            self.scheduler.add(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence.state is not SequenceState.FINISHED:
@@ -224,3 +271,8 @@ def _stamp_started(chunks: list[Chunk]) -> None:
     now = time.monotonic()
     for chunk in chunks:
         chunk.sequence.started_s = chunk.sequence.started_s or now
+
+
+def _is_fatal(error: Exception) -> bool:
+    """After such an error the process can't use its device any more: the engine ends, and the actor is replaced."""
+    return isinstance(error, torch.AcceleratorError)

@@ -79,7 +79,7 @@ class PagedKvCache:
 
         What lies behind the last token is zero: it may be left over from another request.
         """
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        index = torch.tensor(list(pages), dtype=torch.int64, device=self.device)
         copy = self.tensor.index_select(2, index).permute(2, 0, 1, 3, 4, 5).contiguous().cpu()
         num_tokens_in_last = num_tokens - (len(pages) - 1) * self.page_size
         if pages and num_tokens_in_last < self.page_size:
@@ -91,5 +91,5 @@ class PagedKvCache:
         assert copy.shape == (len(pages), *self.shape.dims), f"{tuple(copy.shape)} for {len(pages)} pages"
         if not pages:
             return
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        index = torch.tensor(list(pages), dtype=torch.int64, device=self.device)
         self.tensor.index_copy_(2, index, copy.to(self.device).permute(1, 2, 0, 3, 4, 5))

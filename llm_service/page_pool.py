@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Sequence
+from typing import TypeAlias
+
+# int32: a step's block tables are copied into the upload as they are.
+PageTable: TypeAlias = "array[int]"
+PAGE_TYPECODE = "i"
 
 
 class PagePool:
@@ -17,7 +23,7 @@ class PagePool:
         self.num_pages = num_pages
         self.page_size = page_size
         self.enable_prefix_cache = enable_prefix_cache
-        self._tables: dict[Hashable, list[int]] = {}
+        self._tables: dict[Hashable, PageTable] = {}
         self._num_holders = [0] * num_pages
         self._free: deque[int] = deque(range(num_pages))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -40,9 +46,10 @@ class PagePool:
     def num_pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
 
-    def table(self, holder: Hashable) -> list[int]:
+    def table(self, holder: Hashable) -> PageTable:
         """The pages of `holder`, in the order of its tokens. Not to be changed by the caller."""
-        return self._tables.get(holder, [])
+        table = self._tables.get(holder)
+        return array(PAGE_TYPECODE) if table is None else table
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         """The pages of the longest run of `hashes`, from the first on, that is held or cached here."""
@@ -59,10 +66,10 @@ class PagePool:
         num_revived = sum(self._num_holders[page] == 0 for page in shared)
         return num_new + num_revived <= self.num_available_pages
 
-    def allocate(self, holder: Hashable, num_new: int, shared: Sequence[int] = ()) -> list[int]:
+    def allocate(self, holder: Hashable, num_new: int, shared: Sequence[int] = ()) -> PageTable:
         """Appends the shared pages, then `num_new` others, to the table of `holder` and returns it."""
         assert self.can_allocate(num_new, shared)
-        table = self._tables.setdefault(holder, [])
+        table = self._tables.setdefault(holder, array(PAGE_TYPECODE))
         for page in shared:
             self._hold(page)
         table.extend(shared)
@@ -75,7 +82,7 @@ class PagePool:
     def release(self, holder: Hashable) -> None:
         """Takes every page from `holder`; without pages that is nothing."""
         # Last page first: the beginning of a prompt is the part most likely to be asked for again.
-        for page in reversed(self._tables.pop(holder, [])):
+        for page in reversed(self._tables.pop(holder, array(PAGE_TYPECODE))):
             self._num_holders[page] -= 1
             assert self._num_holders[page] >= 0
             if self._num_holders[page] > 0:

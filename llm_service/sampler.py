@@ -12,12 +12,8 @@ from torch import Tensor
 from llm_service.sequence import Sequence
 
 
-class Sampler:
-    """Greedy, temperature, top-k, top-p; nothing is sorted unless top-k or top-p was asked for.
-
-    A draw depends on the seed, the place of the token in the sequence and the logits, and on nothing else: not on the
-    batch, not on what was drawn before. So a request that is resumed elsewhere goes on with the same tokens.
-    """
+class StopTokens:
+    """Which tokens end a sequence."""
 
     def __init__(self, eos_token_ids: Seq[int]) -> None:
         self.eos_token_ids = tuple(eos_token_ids)
@@ -26,6 +22,14 @@ class Sampler:
         """The tokens that end this sequence."""
         sampling = sequence.sampling
         return sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *self.eos_token_ids)
+
+
+class Sampler(StopTokens):
+    """Greedy, temperature, top-k, top-p; nothing is sorted unless top-k or top-p was asked for.
+
+    A draw depends on the seed, the place of the token in the sequence and the logits, and on nothing else: not on the
+    batch, not on what was drawn before. So a request that is resumed elsewhere goes on with the same tokens.
+    """
 
     def sample(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
         """One token for each row of logits [N, vocab], float32, which may be overwritten."""
@@ -50,7 +54,9 @@ class Sampler:
         rows = [row for row, s in enumerate(sequences) if s.sampling.top_k > 0 or s.sampling.top_p < 1.0]
         if rows:
             index = torch.tensor(rows, device=logits.device)
-            logits[index] = _keep_top(logits[index], [sequences[row] for row in rows])
+            top_k = torch.tensor([sequences[row].sampling.top_k for row in rows], device=logits.device)
+            top_p = torch.tensor([sequences[row].sampling.top_p for row in rows], device=logits.device)
+            logits[index] = keep_top(logits[index], top_k, top_p)
         seeds = np.array([sequence.sampling.seed for sequence in sequences], dtype=np.uint64)
         positions = np.array([sequence.num_tokens for sequence in sequences], dtype=np.uint64)
         return _invert_cdf(logits, torch.from_numpy(uniform(seeds, positions)).to(logits.device))
@@ -78,11 +84,13 @@ def _invert_cdf(logits: Tensor, numbers: Tensor) -> Tensor:
     return torch.searchsorted(summed, targets, right=True)[:, 0]
 
 
-def _keep_top(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
-    """-inf for all but the top_k likeliest, and of those all but the fewest that reach the probability top_p."""
+def keep_top(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """-inf for all but the top_k likeliest, and of those all but the fewest that reach the probability top_p.
+
+    logits [N, vocab], scaled by the temperature. top_k: integers [N], 0 keeps all; top_p: [N].
+    """
     vocab_size = logits.shape[-1]
-    top_k = torch.tensor([sequence.sampling.top_k or vocab_size for sequence in sequences], device=logits.device)
-    top_p = torch.tensor([sequence.sampling.top_p for sequence in sequences], device=logits.device)
+    top_k = torch.where(top_k > 0, top_k, vocab_size)
     ordered, token_ids = logits.sort(dim=-1, descending=True, stable=True)
     is_dropped = torch.arange(vocab_size, device=logits.device)[None, :] >= top_k[:, None]
     ordered = ordered.masked_fill(is_dropped, -torch.inf)

@@ -9,28 +9,27 @@ from torch import Tensor
 
 from llm_service.kv_cache import PagedKvCache
 from llm_service.page_hash import extend_page_hashes
-from llm_service.page_pool import PagePool
+from llm_service.page_pool import PagePool, PageTable
 from llm_service.sequence import Sequence, SequenceState
 from triptych.config import LanguageSection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """The tokens [start, end) of a sequence, to be computed in one step, and the pages of the whole sequence."""
+    """The tokens [start, end) of a sequence, to be computed in one step, and the pages of the whole sequence.
+
+    is_sampled: the chunk reaches the last token, so that the next one can be chosen.
+    """
 
     sequence: Sequence
     start: int
     end: int
-    block_table: list[int]
+    block_table: PageTable
+    is_sampled: bool
 
     @property
     def num_new_tokens(self) -> int:
         return self.end - self.start
-
-    @property
-    def is_sampled(self) -> bool:
-        """Does the chunk reach the last known token, so that the next one can be chosen?"""
-        return self.end == self.sequence.num_tokens
 
 
 class Scheduler:
@@ -39,15 +38,22 @@ class Scheduler:
     A sequence gets the pages of all its known tokens when it is admitted and one more whenever it outgrows them. When
     there is none, the sequence admitted last gives way: it goes back to the head of the queue with its pages recomputed
     later or, where that is impossible, copied out.
+
+    It may run ahead of the device: the next step is scheduled while steps are in flight, whose tokens are pending.
+    context_cost: what attending to one token of context costs a prompt token, as a part of all else that it costs.
     """
 
-    def __init__(self, section: LanguageSection, pool: PagePool, cache: PagedKvCache) -> None:
+    def __init__(
+        self, section: LanguageSection, pool: PagePool, cache: PagedKvCache, context_cost: float = 0.0
+    ) -> None:
         self.section = section
         self.pool = pool
         self.cache = cache
+        self.context_cost = context_cost
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._was_burst = False
 
     @property
     def has_work(self) -> bool:
@@ -57,19 +63,25 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """The next step: decoding sequences first. Never empty while there is work and every sequence fits alone."""
+        """The next step: decoding sequences first. Empty only when tokens in flight have to be received before."""
         num_preemptions = self.num_preemptions
-        self._grow_running()
+        if not self._grow_running():
+            return []
         if self.num_preemptions == num_preemptions:
             self._admit_waiting()
         return self._share_out_tokens()
 
     def advance(self, chunk: Chunk) -> None:
-        """The chunk was computed; pages that are full now can be found by others."""
-        sequence, pool = chunk.sequence, self.pool
-        first_full = sequence.num_computed_tokens // pool.page_size
+        """The chunk was launched: as far as scheduling goes, it is computed, and its next token is there."""
+        sequence = chunk.sequence
         sequence.num_computed_tokens = chunk.end
-        self._publish_pages(sequence, first_full)
+        if chunk.is_sampled:
+            sequence.expect_token()
+
+    def publish(self, chunk: Chunk) -> None:
+        """The chunk was computed, and all its tokens are known: pages that are full now can be found by others."""
+        if chunk.sequence.state is SequenceState.RUNNING:
+            self._publish_pages(chunk.sequence, chunk.start // self.pool.page_size, chunk.end)
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence ended, in whatever state; nothing of it stays."""
@@ -92,15 +104,22 @@ class Scheduler:
         pages = self.pool.table(sequence)[:num_pages]
         return self.cache.export_pages(pages, sequence.num_computed_tokens)
 
-    def _grow_running(self) -> None:
+    def _grow_running(self) -> bool:
+        """Pages for the tokens to be computed. False when there are too few and tokens are pending: what is in flight
+        may end sequences, and none of those still waiting for a token can be preempted."""
         for sequence in list(self.running):
             if sequence.state is not SequenceState.RUNNING:
                 break  # Preempted below, and so are all that come after it.
             num_missing = self.pool.num_pages_for(sequence.num_tokens) - len(self.pool.table(sequence))
+            if num_missing <= 0 or sequence.is_complete:
+                continue
+            if not self.pool.can_allocate(num_missing) and any(other.num_pending_tokens for other in self.running):
+                return False
             while sequence.state is SequenceState.RUNNING and not self.pool.can_allocate(num_missing):
                 self._preempt(self.running[-1])
             if sequence.state is SequenceState.RUNNING:
                 self.pool.allocate(sequence, num_missing)
+        return True
 
     def _admit_waiting(self) -> None:
         num_backlog_tokens = sum(sequence.num_uncomputed_tokens for sequence in self.running)
@@ -135,12 +154,12 @@ class Scheduler:
         num_full_pages = num_tokens // self.pool.page_size
         return self.pool.match(extend_page_hashes(sequence, num_full_pages, self.pool.page_size))
 
-    def _unpark(self, sequence: Sequence, table: list[int], num_shared: int) -> None:
+    def _unpark(self, sequence: Sequence, table: PageTable, num_shared: int) -> None:
         assert sequence.parked_pages is not None
         num_parked = len(sequence.parked_pages)
         self.cache.import_pages(table[num_shared:num_parked], sequence.parked_pages[num_shared:])
         sequence.parked_pages = None
-        self._publish_pages(sequence, num_shared)
+        self._publish_pages(sequence, num_shared, sequence.num_computed_tokens)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -154,8 +173,8 @@ class Scheduler:
         self.num_preemptions += 1
         self.waiting.appendleft(sequence)
 
-    def _publish_pages(self, sequence: Sequence, first_full: int) -> None:
-        num_full = sequence.num_computed_tokens // self.pool.page_size
+    def _publish_pages(self, sequence: Sequence, first_full: int, num_computed_tokens: int) -> None:
+        num_full = num_computed_tokens // self.pool.page_size
         if not self.pool.enable_prefix_cache or first_full == num_full:
             return
         table = self.pool.table(sequence)
@@ -165,13 +184,35 @@ class Scheduler:
 
     def _share_out_tokens(self) -> list[Chunk]:
         budget = self.section.max_step_tokens
-        chunks = []
-        # A stable sort: single tokens first, each group in the order of admission.
-        for sequence in sorted(self.running, key=lambda sequence: sequence.num_uncomputed_tokens > 1):
-            num_new = min(sequence.num_uncomputed_tokens, self.section.prefill_chunk_tokens, budget)
-            if num_new == 0:
+        unfinished = [sequence for sequence in self.running if not sequence.is_complete]
+        decoding = [sequence for sequence in unfinished if sequence.num_uncomputed_tokens == 1]
+        prompts = [sequence for sequence in unfinished if sequence.num_uncomputed_tokens > 1]
+        if self._is_burst(decoding, prompts):
+            decoding = []
+        chunks = [self._chunk(sequence, 1) for sequence in decoding[:budget]]
+        # Prompts hold up nobody when nobody decodes.
+        prefill_budget = float(self.section.mixed_prefill_tokens if chunks else budget)
+        budget -= len(chunks)
+        for sequence in prompts:
+            cost = 1 + self.context_cost * sequence.num_computed_tokens if chunks else 1.0
+            num_affordable = max(int(prefill_budget / cost), 1)
+            num_new = min(sequence.num_uncomputed_tokens, self.section.prefill_chunk_tokens, budget, num_affordable)
+            if num_new == 0 or prefill_budget < 1:
                 break
-            start = sequence.num_computed_tokens
-            chunks.append(Chunk(sequence, start, start + num_new, self.pool.table(sequence)))
+            chunks.append(self._chunk(sequence, num_new))
             budget -= num_new
+            prefill_budget -= num_new * cost
         return chunks
+
+    def _is_burst(self, decoding: list[Sequence], prompts: list[Sequence]) -> bool:
+        """Whether sequences that have but their first token wait one step for prompts that came with them: one large
+        step of prompts is quicker than many small ones beside decodes, and nobody's stream has begun to flow."""
+        is_fresh = all(sequence.num_generated_tokens == 1 for sequence in decoding)
+        is_limited = self.section.mixed_prefill_tokens < self.section.max_step_tokens
+        is_burst = bool(decoding and prompts) and is_fresh and is_limited and not self._was_burst
+        self._was_burst = is_burst
+        return is_burst
+
+    def _chunk(self, sequence: Sequence, num_new: int) -> Chunk:
+        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new
+        return Chunk(sequence, start, end, self.pool.table(sequence), end == sequence.num_tokens)

@@ -14,6 +14,10 @@ from llm_service.prompt import Prompt
 from triptych.sampling import SamplingParameters
 from triptych.v1 import common_pb2
 
+# Stands in `token_ids` for a token that a step in flight has yet to choose.
+PENDING_TOKEN = -1
+NO_LIMIT = 2**62
+
 
 class FinishReason(IntEnum):
     """Why a sequence ended; the values are those of the proto."""
@@ -54,10 +58,15 @@ class Sequence:
     sampling: SamplingParameters
     embeddings: tuple[Tensor, ...] | None = ()
     is_prefill_only: bool = False
+    # Tokens at which it ends, whatever they are; known when it is added to an engine.
+    token_limit: int = NO_LIMIT
 
     state: SequenceState = SequenceState.WAITING
     token_ids: list[int] = field(init=False)
+    last_prompt_position: tuple[int, ...] = field(init=False)
+    # Both run ahead of the device: they count what steps in flight compute and choose.
     num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
     parked_pages: Tensor | None = None
     page_hashes: list[bytes] = field(default_factory=list)
     num_cached_prompt_tokens: int = 0
@@ -71,6 +80,7 @@ class Sequence:
     def __post_init__(self) -> None:
         assert self.embeddings is None or len(self.embeddings) == len(self.prompt.media)
         self.token_ids = list(self.prompt.token_ids)
+        self.last_prompt_position = tuple(self.prompt.positions[:, -1].tolist())
 
     def take_over(self, first_token_id: int, pages: Tensor) -> None:
         """The prompt was computed elsewhere: here are all its KV pages, and the token that follows it."""
@@ -79,9 +89,31 @@ class Sequence:
         self.num_computed_tokens = self.prompt.num_tokens
         self.parked_pages = pages
 
+    def expect_token(self) -> None:
+        """A step was launched that chooses the next token."""
+        self.token_ids.append(PENDING_TOKEN)
+        self.num_pending_tokens += 1
+
+    def receive_token(self, index: int, token_id: int) -> None:
+        """The pending token at `index` of the sequence is known; pending ones are received in order."""
+        assert self.token_ids[index] == PENDING_TOKEN
+        self.token_ids[index] = token_id
+        self.num_pending_tokens -= 1
+
+    def drop_pending(self) -> None:
+        """The sequence ended with the last known token; what steps in flight add to it is not wanted."""
+        if self.num_pending_tokens:
+            del self.token_ids[-self.num_pending_tokens :]
+            self.num_pending_tokens = 0
+
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing is to be computed any more, even if the last token is still pending."""
+        return len(self.token_ids) >= self.token_limit
 
     @property
     def num_generated_tokens(self) -> int:

@@ -43,6 +43,11 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Quantization(StrEnum):
+    NONE = "none"
+    FP8 = "fp8"
+
+
 class ModelSection(Section):
     path: str = Field(
         BUILT_IN_MODEL, description=f"Checkpoint folder; '{BUILT_IN_MODEL}' is the small model in the package."
@@ -50,6 +55,10 @@ class ModelSection(Section):
     name: str = Field("", description="Name that clients may ask for; the folder's name when empty.")
     dtype: DType = Field(DType.AUTO, description="auto: bfloat16 on a GPU, float32 on a CPU.")
     device: str = Field("auto", description="auto | cpu | cuda")
+    quantization: Quantization = Field(
+        Quantization.NONE,
+        description="fp8: linear layers of the language model in e4m3, one scale per output channel (GPU).",
+    )
 
 
 class ActorSection(Section):
@@ -75,16 +84,37 @@ class EncoderSection(ActorSection):
 
 
 class LanguageSection(ActorSection):
-    attention: str = Field("torch", description="Attention backend by name.")
+    """Where 0 means "by device", `llm_service/device_defaults.py` has the values."""
+
+    attention: str = Field(
+        "auto", description="Attention backend: auto (triton on a GPU that has Triton, else torch), torch or triton."
+    )
     page_size: int = Field(16, ge=1, description="Tokens a KV page holds. Must be equal on prefill and decode actors.")
     num_pages: int = Field(0, ge=0, description="KV pages; 0: as many as kv_cache_bytes hold.")
-    kv_cache_bytes: int = Field(256 * MIB, ge=0, description="Memory of the KV pages.")
-    max_running_requests: int = Field(64, ge=1, description="Sequences that take part in a step.")
+    kv_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of the KV pages; 0: by device, on a GPU what gpu_memory_fraction leaves beside weights and work space.",
+    )
+    gpu_memory_fraction: float = Field(
+        0.9, gt=0, lt=1, description="Part of the GPU's memory that may be in use once the KV cache is there."
+    )
+    max_running_requests: int = Field(0, ge=0, description="Sequences that take part in a step; 0: by device.")
     max_waiting_tokens: int = Field(
         131_072, ge=1, description="Admission: prompt tokens waiting; over it RESOURCE_EXHAUSTED."
     )
-    max_step_tokens: int = Field(2_048, ge=1, description="Token budget of one engine step, decode tokens included.")
-    prefill_chunk_tokens: int = Field(1_024, ge=1, description="Most prompt tokens of one request in one step.")
+    max_step_tokens: int = Field(
+        0, ge=0, description="Token budget of one engine step, decode tokens included; 0: by device."
+    )
+    prefill_chunk_tokens: int = Field(
+        0, ge=0, description="Most prompt tokens of one request in one step; 0: by device."
+    )
+    mixed_prefill_tokens: int = Field(
+        0,
+        ge=0,
+        description="Most prompt tokens of a step in which sequences decode, fewer where they attend to a long "
+        "context: how long a prompt may hold up running streams; 0: by device.",
+    )
     max_context_tokens: int = Field(0, ge=0, description="Prompt and answer together; 0: what the model was made for.")
     enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
 

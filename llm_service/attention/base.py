@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from llm_service.page_pool import PageTable
 from triptych.models.qwen2_5_vl.attention import Attention
 
 
@@ -18,10 +20,10 @@ class StepLayout:
     Per sequence, in packed order: its new tokens, its tokens with these, and its pages.
     """
 
-    slots: Tensor
+    slots: NDArray[np.int64]
     num_new_tokens: list[int]
     num_tokens: list[int]
-    block_tables: list[list[int]]
+    block_tables: list[PageTable]
 
 
 class PagedAttention(Protocol):

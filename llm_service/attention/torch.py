@@ -39,12 +39,12 @@ class TorchPagedAttention:
                 groups.append(self._plan_chunk(layout, index, first_token, num_pages))
             first_token += num_new
         groups.extend(self._plan_decodes(layout, indices, token_of_sequence) for indices in decodes.values())
-        return _StepAttention(self.cache, layout.slots, groups)
+        return _StepAttention(self.cache, torch.from_numpy(layout.slots).to(self.cache.device), groups)
 
     def _plan_chunk(self, layout: StepLayout, index: int, first_token: int, num_pages: int) -> _Chunk:
         num_new, num_tokens = layout.num_new_tokens[index], layout.num_tokens[index]
         device = self.cache.device
-        pages = torch.tensor(layout.block_tables[index][:num_pages], device=device)
+        pages = torch.tensor(layout.block_tables[index][:num_pages].tolist(), device=device)
         query_positions = torch.arange(num_tokens - num_new, num_tokens, device=device)
         is_visible = torch.arange(num_tokens, device=device)[None, :] <= query_positions[:, None]
         return _Chunk(first_token, first_token + num_new, num_tokens, pages, is_visible)
@@ -54,7 +54,7 @@ class TorchPagedAttention:
         num_tokens = [layout.num_tokens[index] for index in indices]
         num_pages = -(-max(num_tokens) // page_size)
         # Padding reads page 0, which is masked.
-        tables = [(layout.block_tables[index][:num_pages] + [0] * num_pages)[:num_pages] for index in indices]
+        tables = [(layout.block_tables[index].tolist() + [0] * num_pages)[:num_pages] for index in indices]
         slots = torch.arange(num_pages * page_size, device=device)
         is_visible = slots[None, :] < torch.tensor(num_tokens, device=device)[:, None]
         tokens = torch.tensor([token_of_sequence[index] for index in indices], device=device)

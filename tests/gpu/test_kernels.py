@@ -181,3 +181,34 @@ def test_dependent_norms_add_up() -> None:
         fused_add_rms_norm(states, expected, weight, 1e-6)
         fused_add_rms_norm(states, total, weight, 1e-6, pdl=True)
     torch.testing.assert_close(total, expected, rtol=0, atol=0)
+
+
+def test_skinny_linear_reads_fp8() -> None:
+    states, weight = randn(1, 2048), randn(512, 2048) / 45
+    quantized, scales = quantize_weight(weight)
+    widened = (quantized.float() * scales.t()).to(DTYPE)
+    for tiling in (SkinnyTiling("vector", 4, 1024, 4), SkinnyTiling("vector", 4, 512, 4, 2)):
+        actual = skinny_linear(states, quantized, weight_scales=scales.view(-1), tiling=tiling)
+        close(actual, skinny_linear_reference(states, widened))
+
+
+def test_upcoming_weight_changes_nothing() -> None:
+    """What is fetched meanwhile is right there, and attention does not care."""
+    batch, max_pages = 1, 32
+    cache = randn(2, max_pages, PAGE_SIZE, 2, HEAD_DIM)
+    table = torch.arange(max_pages, device=DEVICE, dtype=torch.int32)[None]
+    lengths = torch.full((batch,), 300, dtype=torch.int32, device=DEVICE)
+    weight = randn(22_016, 2_048)
+    results = []
+    for num_bytes in (0, 8 << 20, 16 << 20, 1 << 30):
+        workspace = DecodeWorkspace.of(batch, 16, 2, HEAD_DIM, 8, DEVICE)
+        results.append(
+            rotary_decode_attention(
+                torch.ones(batch, 20 * HEAD_DIM, dtype=DTYPE, device=DEVICE),
+                torch.full((3, batch), 299, device=DEVICE), rotary_table(512, HEAD_DIM, 1e6, DEVICE), SECTIONS,
+                cache[0], cache[1], torch.full((batch,), -1, device=DEVICE), table, lengths, workspace,
+                upcoming=weight, upcoming_bytes=num_bytes,
+            )
+        )  # fmt: skip
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, results[0]) for result in results)

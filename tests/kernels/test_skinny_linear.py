@@ -9,10 +9,10 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from triptych.kernels.skinny_linear import SkinnyTiling, choose_tiling, skinny_linear, skinny_linear_reference
 
-TILINGS = [SkinnyTiling("vector", 4, 64, 4), SkinnyTiling("matrix", 16, 64, 2, 3)]
+TILINGS = [SkinnyTiling("vector", 4, 64, 4), SkinnyTiling("vector", 4, 32, 4, 2), SkinnyTiling("matrix", 16, 64, 2, 3)]
 
 
-@pytest.mark.parametrize("tiling", TILINGS, ids=lambda tiling: tiling.kind)
+@pytest.mark.parametrize("tiling", TILINGS, ids=lambda tiling: f"{tiling.kind}{tiling.num_stages}")
 @pytest.mark.parametrize("num_tokens", [1, 3])
 @pytest.mark.parametrize("is_gated", [False, True])
 @pytest.mark.parametrize("is_normed", [False, True])
@@ -31,7 +31,7 @@ def test_skinny_linear(
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tiling", TILINGS, ids=lambda tiling: tiling.kind)
+@pytest.mark.parametrize("tiling", TILINGS, ids=lambda tiling: f"{tiling.kind}{tiling.num_stages}")
 def test_residual_may_be_updated_in_place_in_half_precision(
     tiling: SkinnyTiling, half_dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -50,3 +50,13 @@ def test_tilings_chosen_by_shape_are_right(num_tokens: int, device: torch.device
     torch.testing.assert_close(
         skinny_linear(states, weight), skinny_linear_reference(states, weight), rtol=1e-4, atol=1e-4
     )
+
+
+def test_scales_of_the_weight_come_after_the_products(device: torch.device) -> None:
+    states, weight = torch.randn(1, 96, device=device), torch.randn(24, 96, device=device)
+    scales, bias = torch.rand(24, device=device), torch.randn(24, device=device)
+    expected = skinny_linear_reference(states, weight * scales[:, None], bias, is_gated=True)
+    actual = skinny_linear(
+        states, weight, bias, weight_scales=scales, is_gated=True, tiling=SkinnyTiling("vector", 2, 32, 2, 2)
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from llm_service.attention import build_attention
+from llm_service.device_defaults import resolve_section
 from llm_service.engine import Engine, StepOutput
 from llm_service.kv_cache import PagedKvCache, PageShape
 from llm_service.model_runner import ModelRunner
@@ -180,13 +181,17 @@ def make_model(folder: Path) -> Model:
 class SteppedEngine(Engine):
     """An engine without its thread: the test says when a step is taken."""
 
-    def __init__(self, model: Model, section: LanguageSection, max_sequence_tokens: int = 512) -> None:
+    def __init__(
+        self, model: Model, section: LanguageSection, max_sequence_tokens: int = 512, num_steps_ahead: int = 0
+    ) -> None:
+        section = resolve_section(section, CPU)
         shape = PageShape.of_model(model.config.text, section.page_size, torch.float32)
         num_pages = section.num_pages or shape.num_pages_in(section.kv_cache_bytes)
         self.cache = PagedKvCache(shape, num_pages, CPU)
         self.pool = PagePool(num_pages, section.page_size, section.enable_prefix_cache)
         sampler = Sampler(model.config.eos_token_ids)
-        runner = ModelRunner(model.language, self.cache, build_attention(section.attention, self.cache), sampler)
+        attention = build_attention(section.attention, self.cache)
+        runner = ModelRunner(model.language, self.cache, attention, sampler, num_steps_ahead)
         self.outputs: list[StepOutput] = []
         self.num_steps_with: dict[str, int] = {}
         super().__init__(Scheduler(section, self.pool, self.cache), runner, max_sequence_tokens, self.outputs.extend)

@@ -10,6 +10,7 @@ from engine_helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_service.device_defaults import resolve_section
 from llm_service.kv_cache import PagedKvCache, PageShape
 from llm_service.page_hash import extend_page_hashes
 from llm_service.page_pool import PagePool
@@ -54,7 +55,7 @@ def test_every_page_is_in_one_place(actions: list[tuple[str, int]], num_pages: i
     """Random requests from few distinct tokens (so that they share prefixes), stepped, ended and preempted."""
     pool = PagePool(num_pages, PAGE_SIZE, enable)
     section = LanguageSection.model_validate(
-        {"max_running_requests": 5, "max_step_tokens": 12, "prefill_chunk_tokens": chunk}
+        {"max_running_requests": 5, "max_step_tokens": 12, "prefill_chunk_tokens": chunk, "mixed_prefill_tokens": 9}
     )
     scheduler = Scheduler(section, pool, PagedKvCache(SHAPE, num_pages, CPU))
     alive: list[Sequence] = []
@@ -67,10 +68,10 @@ def test_every_page_is_in_one_place(actions: list[tuple[str, int]], num_pages: i
         assert sum(chunk.num_new_tokens for chunk in chunks) <= section.max_step_tokens
         for chunk in chunks:
             assert len(chunk.block_table) * PAGE_SIZE >= chunk.end
-            is_sampled = chunk.is_sampled
             scheduler.advance(chunk)
-            if is_sampled:
-                chunk.sequence.token_ids.append(len(chunk.sequence.token_ids) % 2)
+            if chunk.is_sampled:
+                chunk.sequence.receive_token(chunk.end, chunk.end % 2)
+            scheduler.publish(chunk)
             if chunk.sequence.num_tokens >= min(max_tokens, 45):
                 scheduler.remove(chunk.sequence)
                 alive.remove(chunk.sequence)
@@ -105,7 +106,7 @@ def test_parked_pages_come_back_as_they_were() -> None:
     """Two sequences in a cache for one: what was written before a preemption is there after it."""
     cache = PagedKvCache(SHAPE, 8, CPU)
     pool = PagePool(8, PAGE_SIZE, enable_prefix_cache=False)
-    scheduler = Scheduler(LanguageSection.model_validate({}), pool, cache)
+    scheduler = Scheduler(resolve_section(LanguageSection(), CPU), pool, cache)
     contents = {}
     sequences = [text_sequence([seed] * 14, can_recompute=False) for seed in (1, 2)]
     for sequence in sequences:
@@ -118,7 +119,7 @@ def test_parked_pages_come_back_as_they_were() -> None:
             pages = cache.tensor.index_select(2, index).permute(2, 0, 1, 3, 4, 5)
             assert torch.equal(pages, contents[chunk.sequence][:3])
             scheduler.advance(chunk)
-            chunk.sequence.token_ids.append(3)
+            chunk.sequence.receive_token(chunk.end, 3)
     assert scheduler.num_preemptions > 0
     parked = next(sequence for sequence in sequences if sequence.state is SequenceState.WAITING)
     scheduler.remove(next(sequence for sequence in sequences if sequence is not parked))

@@ -16,6 +16,9 @@ from triptych.kernels.launch import launch_options, power_of_two_at_least
 from triptych.kernels.paged import check_pages, dot_precision, log2_scale
 
 _MIN_GROUP = 16
+# Lanes of a program that fetch a part of the upcoming weight each, in multiples of so many bytes.
+UPCOMING_LANES = 128
+UPCOMING_ALIGNMENT = 128
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,35 @@ class DecodeWorkspace:
         )
 
 
-def choose_num_splits(
-    batch_size: int, num_kv_heads: int, max_context: int, *, num_programs: int = 528, max_splits: int = 64
-) -> int:
-    """Splits a sequence, from what is known when a graph is captured: enough programs for 132 multiprocessors four
-    times over, and no more than there are tiles in the longest context. Splits that a shorter context leaves empty
-    end at once."""
-    wanted = -(-num_programs // (batch_size * num_kv_heads))
-    return max(1, min(wanted, -(-max_context // DecodeTiling.block_tokens), max_splits))
+@dataclass(frozen=True)
+class DecodePlan:
+    """How a batch is cut. is_merged_by_last: the last split of a KV head to finish merges all of them; otherwise a
+    second kernel does."""
+
+    num_splits: int
+    tiling: DecodeTiling
+    is_merged_by_last: bool
+
+
+# Sequences times KV heads up to which programs are few: two on each of 132 multiprocessors, each with much on its way.
+_MAX_FEW_PAIRS = 256
+_MANY_PROGRAMS = 1024
+MAX_SPLITS = 64
+
+
+def choose_plan(batch_size: int, num_kv_heads: int, max_context: int) -> DecodePlan:
+    """From what is known when a graph is captured. There are no more splits than tiles in the longest context; splits
+    that a shorter context leaves empty end at once. The quickest of those measured on an H200 at 1 to 256 sequences of
+    512 to 32,768 tokens: few programs with deep pipelines, or many with shallow ones, of which more fit at a time."""
+    pairs = batch_size * num_kv_heads
+    is_few = pairs <= _MAX_FEW_PAIRS
+    wanted = -(-_MAX_FEW_PAIRS // pairs) if is_few else _MANY_PROGRAMS // pairs
+    num_splits = max(1, min(wanted, -(-max_context // DecodeTiling.block_tokens), MAX_SPLITS))
+    return DecodePlan(num_splits, DecodeTiling(num_stages=5 if is_few else 3), is_merged_by_last=not is_few)
+
+
+def choose_num_splits(batch_size: int, num_kv_heads: int, max_context: int) -> int:
+    return choose_plan(batch_size, num_kv_heads, max_context).num_splits
 
 
 def paged_decode_attention(
@@ -108,6 +132,8 @@ def rotary_decode_attention(
     out: Tensor | None = None,
     is_merged_by_last: bool = True,
     tiling: DecodeTiling | None = None,
+    upcoming: Tensor | None = None,
+    upcoming_bytes: int = 0,
     pdl: bool = False,
 ) -> Tensor:
     """`rotary_and_store` and `paged_decode_attention` in one: `out` [B, num_heads, head_dim] from the packed
@@ -115,6 +141,8 @@ def rotary_decode_attention(
 
     qkv: [B, (num_heads + 2 * num_kv_heads) * head_dim]. positions: int64 [3, B]. table, sections, slot_mapping: as
     `rotary_and_store` takes them. context_lengths: int32 [B], with the new token, which this call stores.
+    upcoming: a weight that a later kernel reads, of which about `upcoming_bytes` are brought into the L2 cache
+    meanwhile: attention leaves the memory idle when sequences are few. Needs compute capability 9.0.
     """
     batch_size, width = qkv.shape
     num_kv_heads, head_dim = key_cache.shape[-2:]
@@ -123,7 +151,8 @@ def rotary_decode_attention(
     out = torch.empty((batch_size, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device) if out is None else out
     _launch(
         qkv, (positions, table, slot_mapping), key_cache, value_cache, block_table, context_lengths, workspace, out,
-        sections, is_merged_by_last=is_merged_by_last, tiling=tiling, pdl=pdl,
+        sections, is_merged_by_last=is_merged_by_last, tiling=tiling, upcoming=upcoming, upcoming_bytes=upcoming_bytes,
+        pdl=pdl,
     )  # fmt: skip
     return out
 
@@ -141,6 +170,8 @@ def _launch(
     *,
     is_merged_by_last: bool,
     tiling: DecodeTiling | None,
+    upcoming: Tensor | None = None,
+    upcoming_bytes: int = 0,
     pdl: bool,
 ) -> None:
     batch_size, num_heads, head_dim = out.shape
@@ -155,6 +186,10 @@ def _launch(
     tiling = DecodeTiling() if tiling is None else tiling
     # Without rotation the three arguments are never read.
     positions, table, slot_mapping = (query, query, query) if rotary is None else rotary
+    upcoming = query if upcoming is None else upcoming
+    num_lanes = num_splits * num_kv_heads * batch_size * UPCOMING_LANES
+    # What each lane fetches, a multiple of what the hardware takes, inside of the weight for all of them.
+    lane_bytes = min(upcoming_bytes, upcoming.nbytes) // num_lanes // UPCOMING_ALIGNMENT * UPCOMING_ALIGNMENT
     decode_kernel[(num_splits, num_kv_heads, batch_size)](
         query,
         positions,
@@ -167,6 +202,7 @@ def _launch(
         workspace.weighted,
         workspace.logsumexp,
         workspace.arrivals,
+        upcoming,
         out,
         log2_scale(head_dim),
         query.stride(0),
@@ -184,6 +220,7 @@ def _launch(
         HAS_ROTARY=rotary is not None,
         HAS_MERGE_KERNEL=num_splits > 1 and not is_merged_by_last,
         PRECISION=dot_precision(out.dtype),
+        UPCOMING_BYTES=lane_bytes if upcoming_bytes else 0,
         PDL=pdl,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,

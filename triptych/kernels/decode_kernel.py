@@ -23,6 +23,7 @@ def decode_kernel(
     partial_weighted,
     partial_logsumexp,
     arrivals,
+    upcoming,
     out,
     log2_scale,
     query_stride,
@@ -40,8 +41,11 @@ def decode_kernel(
     HAS_ROTARY: tl.constexpr,
     HAS_MERGE_KERNEL: tl.constexpr,
     PRECISION: tl.constexpr,
+    UPCOMING_BYTES: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    if UPCOMING_BYTES > 0:
+        _fetch_upcoming(upcoming, UPCOMING_BYTES)
     wait_for_previous(PDL)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     split = tl.program_id(0)
@@ -130,6 +134,19 @@ def decode_kernel(
                 NUM_HEADS, HEAD_DIM, BLOCK_GROUP,
             )  # fmt: skip
             tl.store(out_rows[:, None] + dims[None, :], merged.to(out.dtype.element_ty), mask=is_head[:, None])
+
+
+@triton.jit
+def _fetch_upcoming(weight, LANE_BYTES: tl.constexpr):
+    """Asks for 128 * LANE_BYTES of a weight to be brought into the L2 cache by each program; waits for nothing."""
+    program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+    lanes = program * 128 + tl.arange(0, 128)
+    addresses = weight.to(tl.int64) + lanes.to(tl.int64) * LANE_BYTES
+    sizes = tl.full((128,), LANE_BYTES, tl.int32)
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [addresses, sizes], dtype=tl.int32,
+        is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit

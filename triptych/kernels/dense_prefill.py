@@ -7,6 +7,7 @@ plan for each new shape.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -48,12 +49,19 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, sequence_lengths: Sequenc
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(sequence_lengths)
-    # Until torch 2.11 groups were taken as they come; later versions want to be told.
-    is_told = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"enable_gqa": True} if is_told else {}
-    output = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0), **options)
+    output = varlen_attn(
+        query, key, value, cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0), **_grouping_options()
+    )
     assert isinstance(output, Tensor)
     return output
+
+
+@cache
+def _grouping_options() -> dict[str, Any]:
+    """Until torch 2.11 groups were taken as they come; later versions want to be told."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def _cudnn(query: Tensor, key: Tensor, value: Tensor, sequence_lengths: Sequence[int], cu_seqlens: Tensor) -> Tensor:

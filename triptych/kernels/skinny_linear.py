@@ -28,8 +28,8 @@ _MATRIX_TOKENS = 16
 
 @dataclass(frozen=True)
 class SkinnyTiling:
-    """block_out outputs a program, block_in inputs at a time. num_stages: tiles on their way (matrix; vector has
-    two)."""
+    """block_out outputs a program, block_in inputs at a time. num_stages: tiles on their way beside the one in use; a
+    vector kernel has 1 or 2 of them, and asks for them before it waits for the kernel before."""
 
     kind: str
     block_out: int
@@ -50,6 +50,7 @@ def skinny_linear(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    weight_scales: Tensor | None = None,
     residual: Tensor | None = None,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
@@ -61,6 +62,7 @@ def skinny_linear(
     """`out` [T, N] = residual + linear(norm(states)) for T <= 16 tokens; `states` [T, K], contiguous.
 
     weight: [N, K], or [2 * N, K] when gated, gates first: then out = silu(gate) * up. bias: [rows of weight].
+    weight_scales: float32 [rows of weight], what a weight in e4m3 is to be multiplied with (vector kernel).
     residual: [T, N]; may be `out`. norm_weight: [K] turns the RMSNorm before on. Sums are float32; what is folded in is
     rounded less often than separate kernels would round it.
     """
@@ -74,11 +76,13 @@ def skinny_linear(
         return out
     tiling = choose_tiling(num_tokens, is_gated) if tiling is None else tiling
     is_vector = tiling.kind == "vector"
+    assert is_vector or weight_scales is None
     kernel = _vector_kernel if is_vector else _matrix_kernel
     kernel[(triton.cdiv(num_outputs, tiling.block_out),)](
         states,
         weight,
         weight if bias is None else bias,
+        weight if weight_scales is None else weight_scales,
         states if residual is None else residual,
         states if norm_weight is None else norm_weight,
         out,
@@ -88,15 +92,17 @@ def skinny_linear(
         NUM_INPUTS=num_inputs,
         IS_GATED=is_gated,
         HAS_BIAS=bias is not None,
+        HAS_SCALE=weight_scales is not None,
         HAS_RESIDUAL=residual is not None,
         HAS_NORM=norm_weight is not None,
         BLOCK_TOKENS=power_of_two_at_least(num_tokens) if is_vector else _MATRIX_TOKENS,
         BLOCK_OUT=tiling.block_out,
         BLOCK_IN=tiling.block_in,
         PRECISION=dot_precision(states.dtype),
+        IS_FAR_AHEAD=is_vector and tiling.num_stages > 1,
         PDL=pdl,
         num_warps=tiling.num_warps,
-        num_stages=tiling.num_stages,
+        num_stages=1 if is_vector else tiling.num_stages,
         **launch_options(pdl),
     )
     return out
@@ -122,13 +128,17 @@ def skinny_linear_reference(
 
 @triton.jit
 def _finish(
-    total, up_total, squares, bias, residual, out, eps, tokens, outputs, is_inside,
+    total, up_total, squares, bias, weight_scales, residual, out, eps, tokens, outputs, is_inside,
     NUM_OUTPUTS: tl.constexpr, NUM_INPUTS: tl.constexpr, IS_GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
     """From sums to outputs, [T, N] or transposed as `tokens` and `outputs` broadcast. squares: sums of squared
     inputs."""
     dtype = out.dtype.element_ty
+    if HAS_SCALE:
+        total *= tl.load(weight_scales + outputs, mask=outputs < NUM_OUTPUTS, other=0.0)
+        if IS_GATED:
+            up_total *= tl.load(weight_scales + NUM_OUTPUTS + outputs, mask=outputs < NUM_OUTPUTS, other=0.0)
     if HAS_NORM:
         # The norm is linear but for this factor, so it may come after the products.
         inverse_rms = tl.rsqrt(squares / NUM_INPUTS + eps)
@@ -150,11 +160,18 @@ def _finish(
 
 
 @triton.jit
+def _load_rows(rows, columns, is_output, NUM_INPUTS: tl.constexpr):
+    """A tile of the weight; each value is read once, and need not stay in the cache."""
+    return tl.load(rows + columns, mask=is_output & (columns < NUM_INPUTS), other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
 def _vector_kernel(
-    states, weight, bias, residual, norm_weight, out, eps,
+    states, weight, bias, weight_scales, residual, norm_weight, out, eps,
     NUM_TOKENS: tl.constexpr, NUM_OUTPUTS: tl.constexpr, NUM_INPUTS: tl.constexpr, IS_GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, PRECISION: tl.constexpr,
+    IS_FAR_AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # Tiles are [token, output, input].
     tokens = tl.arange(0, BLOCK_TOKENS)[:, None, None]
@@ -163,11 +180,15 @@ def _vector_kernel(
     is_output = outputs < NUM_OUTPUTS
     gate_rows = weight + outputs.to(tl.int64) * NUM_INPUTS
     up_rows = gate_rows + NUM_OUTPUTS * NUM_INPUTS
-    is_loaded = is_output & (inputs < NUM_INPUTS)
-    next_gate = tl.load(gate_rows + inputs, mask=is_loaded, other=0.0, eviction_policy="evict_first")
+    next_gate = _load_rows(gate_rows, inputs, is_output, NUM_INPUTS)
     next_up = next_gate
     if IS_GATED:
-        next_up = tl.load(up_rows + inputs, mask=is_loaded, other=0.0, eviction_policy="evict_first")
+        next_up = _load_rows(up_rows, inputs, is_output, NUM_INPUTS)
+    third_gate, third_up = next_gate, next_up
+    if IS_FAR_AHEAD:
+        third_gate = _load_rows(gate_rows, inputs + BLOCK_IN, is_output, NUM_INPUTS)
+        if IS_GATED:
+            third_up = _load_rows(up_rows, inputs + BLOCK_IN, is_output, NUM_INPUTS)
     wait_for_previous(PDL)
 
     total = tl.zeros((BLOCK_TOKENS, BLOCK_OUT, BLOCK_IN), tl.float32)
@@ -176,10 +197,16 @@ def _vector_kernel(
     for start in range(0, NUM_INPUTS, BLOCK_IN):
         gate, up = next_gate, next_up
         columns = start + inputs
-        is_loaded = is_output & (columns + BLOCK_IN < NUM_INPUTS)
-        next_gate = tl.load(gate_rows + columns + BLOCK_IN, mask=is_loaded, other=0.0, eviction_policy="evict_first")
-        if IS_GATED:
-            next_up = tl.load(up_rows + columns + BLOCK_IN, mask=is_loaded, other=0.0, eviction_policy="evict_first")
+        if IS_FAR_AHEAD:
+            next_gate = third_gate
+            third_gate = _load_rows(gate_rows, columns + 2 * BLOCK_IN, is_output, NUM_INPUTS)
+            if IS_GATED:
+                next_up = third_up
+                third_up = _load_rows(up_rows, columns + 2 * BLOCK_IN, is_output, NUM_INPUTS)
+        else:
+            next_gate = _load_rows(gate_rows, columns + BLOCK_IN, is_output, NUM_INPUTS)
+            if IS_GATED:
+                next_up = _load_rows(up_rows, columns + BLOCK_IN, is_output, NUM_INPUTS)
         is_state = (tokens < NUM_TOKENS) & (columns < NUM_INPUTS)
         values = tl.load(states + tokens * NUM_INPUTS + columns, mask=is_state, other=0.0).to(tl.float32)
         if HAS_NORM:
@@ -193,18 +220,20 @@ def _vector_kernel(
     output_columns = (tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT))[None, :]
     up_sum = tl.sum(up_total, axis=2) if IS_GATED else 0.0
     _finish(
-        tl.sum(total, axis=2), up_sum, tl.sum(squares, axis=2), bias, residual, out, eps, token_rows, output_columns,
+        tl.sum(total, axis=2), up_sum, tl.sum(squares, axis=2), bias, weight_scales, residual, out, eps, token_rows,
+        output_columns,
         (token_rows < NUM_TOKENS) & (output_columns < NUM_OUTPUTS),
-        NUM_OUTPUTS, NUM_INPUTS, IS_GATED, HAS_BIAS, HAS_RESIDUAL, HAS_NORM,
+        NUM_OUTPUTS, NUM_INPUTS, IS_GATED, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, HAS_NORM,
     )  # fmt: skip
 
 
 @triton.jit
 def _matrix_kernel(
-    states, weight, bias, residual, norm_weight, out, eps,
+    states, weight, bias, weight_scales, residual, norm_weight, out, eps,
     NUM_TOKENS: tl.constexpr, NUM_OUTPUTS: tl.constexpr, NUM_INPUTS: tl.constexpr, IS_GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, PRECISION: tl.constexpr,
+    IS_FAR_AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # The weight is the left operand: its rows fill the 16 rows of the matrix units, the tokens are padded to 16
     # columns.
@@ -237,6 +266,7 @@ def _matrix_kernel(
 
     is_inside = is_output[:, None] & (tokens < NUM_TOKENS)[None, :]
     _finish(
-        total, up_total, squares[None, :], bias, residual, out, eps, tokens[None, :], outputs[:, None], is_inside,
-        NUM_OUTPUTS, NUM_INPUTS, IS_GATED, HAS_BIAS, HAS_RESIDUAL, HAS_NORM,
+        total, up_total, squares[None, :], bias, weight_scales, residual, out, eps, tokens[None, :], outputs[:, None],
+        is_inside,
+        NUM_OUTPUTS, NUM_INPUTS, IS_GATED, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, HAS_NORM,
     )  # fmt: skip

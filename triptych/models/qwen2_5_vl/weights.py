@@ -1,6 +1,6 @@
 """Builds one half of the model, the vision tower or the language model, with its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import TypeVar
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from triptych.errors import ModelError
-from triptych.models.qwen2_5_vl.checkpoint import CheckpointTensor, half_of_checkpoint, listed
+from triptych.models.qwen2_5_vl.checkpoint import half_of_checkpoint, listed
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
+from triptych.models.qwen2_5_vl.fp8_checkpoint import SCALE_SUFFIX, StoredTensor, scaled_linears, with_channel_scales
 from triptych.models.qwen2_5_vl.language import LanguageModel
+from triptych.models.qwen2_5_vl.quantization import FP8_DTYPE, expect_fp8
 from triptych.models.qwen2_5_vl.vision import VisionTower
 
 __all__ = [
@@ -40,14 +42,17 @@ def load_vision_tower(folder: Path, config: ModelConfig, dtype: torch.dtype, dev
 
 
 def load_language_model(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> LanguageModel:
-    """The language model with all tensors of the checkpoint but `visual.*`; no other tensor is read.
+    """The language model with all tensors of the checkpoint but `visual.*`; no other tensor is read. Linears that the
+    checkpoint has in FP8 stay so.
 
     Raises ModelError listing tensors that are missing, unexpected or of another shape.
     """
-    tensors = half_of_checkpoint(folder, is_vision=False)
+    tensors = with_channel_scales(dict(half_of_checkpoint(folder, is_vision=False)), folder)
     if config.text.tie_word_embeddings:
         tensors.pop(TIED_NAME, None)  # some tied checkpoints carry the embedding a second time
-    return _fill(_on_meta(lambda: LanguageModel(config.text)), folder, tensors, dtype, device)
+    model = _on_meta(lambda: LanguageModel(config.text))
+    expect_fp8(model, scaled_linears(tensors, FUSED_NAMES))
+    return _fill(model, folder, tensors, dtype, device)
 
 
 def random_vision_tower(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> VisionTower:
@@ -67,16 +72,23 @@ def _on_meta(build: Callable[[], Half]) -> Half:
 
 
 def _fill(
-    half: Half, folder: Path, tensors: dict[str, CheckpointTensor], dtype: torch.dtype, device: torch.device
+    half: Half, folder: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, device: torch.device
 ) -> Half:
     expected = half.state_dict()
     _check(folder, expected, tensors)
     parameters = {
-        name: _assemble(parameter, [tensors[part] for part in _checkpoint_names(name)], dtype, device)
+        name: _assemble(
+            parameter, [tensors[part] for part in _checkpoint_names(name)], _dtype_of(name, parameter, dtype), device
+        )
         for name, parameter in expected.items()
     }
     half.load_state_dict(parameters, assign=True)
     return half.requires_grad_(False).eval()
+
+
+def _dtype_of(name: str, parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """FP8 weights and their scales keep their own."""
+    return parameter.dtype if parameter.dtype == FP8_DTYPE or name.endswith(SCALE_SUFFIX) else dtype
 
 
 def _checkpoint_names(parameter_name: str) -> list[str]:
@@ -87,7 +99,7 @@ def _checkpoint_names(parameter_name: str) -> list[str]:
     return [parameter_name]
 
 
-def _check(folder: Path, expected: dict[str, Tensor], tensors: dict[str, CheckpointTensor]) -> None:
+def _check(folder: Path, expected: dict[str, Tensor], tensors: Mapping[str, StoredTensor]) -> None:
     wanted = {part for name in expected for part in _checkpoint_names(name)}
     # Checkpoints of old tools carry the rotary frequencies, which are computed here.
     unexpected = sorted(name for name in tensors.keys() - wanted if not name.endswith(".inv_freq"))
@@ -106,14 +118,14 @@ def _check(folder: Path, expected: dict[str, Tensor], tensors: dict[str, Checkpo
         raise ModelError(f"{folder}: the tensors do not fit config.json; {'; '.join(problems)}")
 
 
-def _fits(parameter: Tensor, parts: list[CheckpointTensor]) -> bool:
+def _fits(parameter: Tensor, parts: list[StoredTensor]) -> bool:
     """Rows add up, and each row is as long. A row may have its own dimensions: the patch embedding is a convolution."""
     num_rows = sum(part.shape[0] for part in parts)
     row_sizes = {prod(part.shape[1:]) for part in parts}
     return num_rows == parameter.shape[0] and row_sizes == {prod(parameter.shape[1:])}
 
 
-def _assemble(parameter: Tensor, parts: list[CheckpointTensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _assemble(parameter: Tensor, parts: list[StoredTensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     """One parameter, made at its final place and filled part by part, so that nothing is held twice."""
     target = torch.empty(parameter.shape, dtype=dtype, device=device)
     row = 0

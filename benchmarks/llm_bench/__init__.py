@@ -1,0 +1,1 @@
+"""Parts of the language engine's benchmark (`python -m benchmarks.llm_engine`)."""

@@ -1,0 +1,289 @@
+"""FusedModelRunner: steps that never wait for the host. Fused kernels, captured decode steps, tokens on the device."""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llm_service.attention.base import StepLayout
+from llm_service.attention.triton import (
+    DENSE_MIN_TOKENS,
+    StepShape,
+    TritonStep,
+    kind_of_chunk,
+    warm_dense_attention,
+)
+from llm_service.decode_graphs import DecodeGraphs
+from llm_service.fused_sampler import FusedSampler
+from llm_service.kv_cache import PagedKvCache
+from llm_service.page_pool import PAGE_TYPECODE
+from llm_service.prompt import Prompt
+from llm_service.runner import Progress
+from llm_service.scheduler import Chunk
+from llm_service.sequence import Sequence
+from llm_service.step_choice import StepChoice, moves_of_many, moves_of_one
+from llm_service.step_inputs import fill_decodes, fill_prefills, lay_over_media, slots_of, token_specs
+from llm_service.upload import FieldSpec, Upload, array_specs, bytes_of
+from triptych.errors import InvalidRequest
+from triptych.kernels.decode_attention import DecodePlan, choose_plan
+from triptych.models.qwen2_5_vl.fused import FusedLanguageModel, SkinnyPlan
+from triptych.sampling import SamplingParameters
+
+logger = logging.getLogger(__name__)
+
+_FIRST_UPLOAD_BYTES = 1 << 20
+# Batch sizes whose steps are measured in several ways; those between follow the next of them.
+_TUNED_BATCHES = (1, 64, 128, 256, 8)
+# Most seconds for that, kernels compiled for it included, and for the warm-up.
+_MAX_TUNING_S = 7.0
+_MAX_WARM_UP_S = 4.0
+# cuBLAS chooses its kernel by the number of tokens; up to so many it is asked for each 16 of them.
+_FINE_WARM_UP_TOKENS = 2_048
+
+
+@dataclass(frozen=True)
+class _FusedStep:
+    """A step on its way. rows: for each chunk its row of `tokens`, None for those that are not sampled."""
+
+    chunks: list[Chunk]
+    rows: list[int | None]
+    tokens: NDArray[np.int64]
+    done: torch.cuda.Event | None
+
+    def read(self) -> list[int | None]:
+        if self.done is not None:
+            self.done.synchronize()
+        tokens = self.tokens.tolist()
+        return [None if row is None else tokens[row] for row in self.rows]
+
+
+class FusedModelRunner:
+    """Runs the fused model over the packed tokens of a step. A batch of decodes is the replay of a graph.
+
+    `prepare` before the first step. Belongs to one thread and its current stream.
+    """
+
+    def __init__(
+        self,
+        model: FusedLanguageModel,
+        cache: PagedKvCache,
+        sampler: FusedSampler,
+        *,
+        max_batch: int,
+        max_sequence_tokens: int,
+        max_step_tokens: int,
+        num_steps_ahead: int,
+        progress: Progress,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.sampler = sampler
+        self.num_steps_ahead = num_steps_ahead
+        self._progress = progress
+        self._max_sequence_tokens = max_sequence_tokens
+        self._max_step_tokens = max_step_tokens
+        device = cache.device
+        self._upload = Upload(_FIRST_UPLOAD_BYTES, device)
+        # Row i is what the newest step sampled for its i-th sampled chunk.
+        self._sampled = torch.zeros(max_batch, dtype=torch.int64, device=device)
+        self._row_of: dict[Sequence, int] = {}
+        is_cuda = device.type == "cuda"
+        self._results = [
+            torch.zeros(max_batch, dtype=torch.int64, pin_memory=is_cuda) for _ in range(num_steps_ahead + 1)
+        ]
+        self._turn = 0
+        self._logits = torch.zeros((max_batch, model.config.vocab_size), dtype=model.dtype, device=device)
+        self._graphs = DecodeGraphs(cache, max_batch, max_sequence_tokens, self._compute_decodes, model.pdl)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Compiles and loads kernels, measures which are quickest, and captures graphs; takes seconds."""
+        is_cuda = self.cache.device.type == "cuda"
+        if is_cuda:
+            self._tune()
+        self._graphs.capture(self._progress)
+        if is_cuda:
+            self._warm_up()
+            torch.cuda.synchronize()
+
+    def _tune(self) -> None:
+        bases = {
+            batch: StepChoice(
+                self._plan_decodes(batch),
+                self.model.skinny_plan(batch) if batch <= self.model.max_skinny_tokens else None,
+                self.model.pdl,
+            )
+            for batch in _TUNED_BATCHES
+        }
+        moves = {
+            batch: moves_of_one() if batch <= self.model.max_skinny_tokens else moves_of_many()
+            for batch in _TUNED_BATCHES
+        }
+        self._graphs.tune(moves, bases, _MAX_TUNING_S)
+
+    def _warm_up(self) -> None:
+        """Whatever a first request would have to wait for, and the streams beside it: kernels of packed steps for every
+        number of splits, those that cuBLAS chooses by the number of tokens, cuDNN's plans of whole prompts."""
+        started_s = time.monotonic()
+        batch = 1
+        while batch < self._sampled.numel():
+            self._launch_packed(_every_kind_of_chunk(self.cache.page_size, batch))
+            batch *= 2
+        self._launch_packed(_every_kind_of_chunk(self.cache.page_size, self._sampled.numel() - 1))
+        lengths = (*range(16, _FINE_WARM_UP_TOKENS, 16), *range(_FINE_WARM_UP_TOKENS, self._max_step_tokens + 1, 512))
+        # The longest first: its memory serves all others, and stays for the steps to come.
+        for num_tokens in reversed(lengths):
+            self.model.warm_up(min(num_tokens, self._max_step_tokens))
+        shape, length = self.cache.shape, DENSE_MIN_TOKENS
+        while length <= min(self._max_step_tokens, self._max_sequence_tokens):
+            if time.monotonic() - started_s > _MAX_WARM_UP_S:
+                logger.info("cuDNN plans are ready for prompts of less than %d tokens, longer ones plan anew", length)
+                break
+            num_heads = self.model.config.num_attention_heads
+            length = 1 + warm_dense_attention(
+                length, num_heads, shape.num_kv_heads, shape.head_dim, shape.dtype, self.cache.device
+            )
+            torch.cuda.synchronize()
+        logger.info("warmed up in %.1f s", time.monotonic() - started_s)
+
+    def _plan_decodes(self, num_decodes: int) -> DecodePlan:
+        """The same for every context length, so that no step compiles or rounds anew."""
+        return choose_plan(num_decodes, self.cache.shape.num_kv_heads, self._max_sequence_tokens)
+
+    @torch.inference_mode()
+    def launch(self, chunks: list[Chunk]) -> _FusedStep:
+        """Begins a step. Raises InvalidRequest for a prompt whose positions are higher than the model's."""
+        for chunk in chunks:
+            self._check_positions(chunk)
+        # Kinds in the order that attention asks for; each kind stays in the order of admission.
+        chunks = sorted(chunks, key=lambda chunk: kind_of_chunk(chunk.num_new_tokens, chunk.end))
+        rows = self._launch_decodes(chunks) or self._launch_packed(chunks)
+        self._row_of = {chunk.sequence: row for chunk, row in zip(chunks, rows, strict=True) if row is not None}
+        return self._returning(chunks, rows)
+
+    def _launch_decodes(self, chunks: list[Chunk]) -> list[int | None]:
+        """The row of each chunk among the sampled tokens; none when a graph does not serve this step."""
+        special = self.sampler.special([chunk.sequence for chunk in chunks])
+        if not self._graphs.can_launch(chunks, special):
+            return []
+        fields, special_fields = self._graphs.launch(chunks, self._row_of, special)
+        if special:
+            self.sampler.resample(self._logits, fields, special_fields, self._sampled)
+        return [row if chunk.is_sampled else None for row, chunk in enumerate(chunks)]
+
+    def _compute_decodes(
+        self, batch: int, fields: Mapping[str, Tensor], attention: TritonStep, skinny: SkinnyPlan | None
+    ) -> None:
+        hidden = self.model.forward(self._embed(fields), fields["positions"], attention, skinny)
+        logits = self.model.logits(hidden, out=self._logits[:batch])
+        self.sampler.sample(logits, fields, self._sampled[:batch], pdl=self.model.pdl)
+
+    def _launch_packed(self, chunks: list[Chunk]) -> list[int | None]:
+        """Prompts, with whatever decodes beside them, kernel by kernel: the host is done before the device is."""
+        last_rows = [end - 1 for end in accumulate(chunk.num_new_tokens for chunk in chunks)]
+        sampled = [(row, chunk.sequence) for row, chunk in zip(last_rows, chunks, strict=True) if chunk.is_sampled]
+        fields, special, shape = self._send(chunks, [row for row, _ in sampled], [sequence for _, sequence in sampled])
+        embeddings = self._embed(fields)
+        first_row = 0
+        for chunk in chunks:
+            lay_over_media(embeddings, chunk, first_row)
+            first_row += chunk.num_new_tokens
+        plan = self._plan_decodes(shape.num_decodes) if shape.num_decodes else None
+        hidden = self.model.forward(embeddings, fields["positions"], TritonStep(self.cache, shape, fields, plan=plan))
+        if sampled:
+            logits = self.model.logits(hidden.index_select(0, fields["sampled_rows"]))
+            self.sampler.sample(logits, fields, self._sampled[: len(sampled)])
+            if special:
+                self.sampler.resample(logits, fields, special, self._sampled)
+        rows = iter(range(len(sampled)))
+        return [next(rows) if chunk.is_sampled else None for chunk in chunks]
+
+    def _send(
+        self, chunks: list[Chunk], sampled_rows: list[int], sampled: list[Sequence]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], StepShape]:
+        """Fields of the step and of its special rows, on the device."""
+        page_size = self.cache.page_size
+        num_decodes = sum(chunk.num_new_tokens == 1 for chunk in chunks)
+        layout = StepLayout(
+            slots=np.concatenate([slots_of(chunk, page_size) for chunk in chunks]),
+            num_new_tokens=[chunk.num_new_tokens for chunk in chunks],
+            num_tokens=[chunk.end for chunk in chunks],
+            block_tables=[chunk.block_table for chunk in chunks],
+        )
+        shape = StepShape.of(layout, self.cache.device)
+        special = self.sampler.special(sampled)
+        specs: dict[str, FieldSpec] = {
+            **token_specs(shape.num_tokens),
+            **shape.specs(),
+            **FusedSampler.specs(len(sampled)),
+            "sampled_rows": ((len(sampled),), torch.int64),
+            **array_specs(special),
+        }
+        if bytes_of(specs) > self._upload.num_bytes:
+            self._upload = Upload(2 * bytes_of(specs), self.cache.device)
+        fields = self._upload.fields(specs)
+        self._upload.begin()
+        host = fields.host[self._upload.turn]
+        fill_decodes(chunks[:num_decodes], page_size, self._row_of, host)
+        fill_prefills(chunks[num_decodes:], page_size, num_decodes, host)
+        shape.fill(layout, host)
+        FusedSampler.fill(sampled, host)
+        host["sampled_rows"][:] = sampled_rows
+        for name, values in special.items():
+            host[name][...] = values
+        self._upload.send(fields.num_bytes)
+        return fields.device, {name: fields.device[name] for name in special}, shape
+
+    def _embed(self, fields: Mapping[str, Tensor]) -> Tensor:
+        token_ids = fields["token_ids"]
+        pending = self._sampled.index_select(0, fields["sources"])
+        return self.model.embed(torch.where(token_ids < 0, pending, token_ids))
+
+    def _returning(self, chunks: list[Chunk], rows: list[int | None]) -> _FusedStep:
+        """Starts the copy of the sampled tokens to the host."""
+        num_rows = max((row + 1 for row in rows if row is not None), default=0)
+        self._turn = (self._turn + 1) % len(self._results)
+        result = self._results[self._turn][:num_rows]
+        result.copy_(self._sampled[:num_rows], non_blocking=True)
+        done = None
+        if self.cache.device.type == "cuda":
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        return _FusedStep(chunks, rows, result.numpy(), done)
+
+    def _check_positions(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        if chunk.num_new_tokens == 1 and chunk.start >= sequence.prompt.num_tokens + 1:
+            return
+        num_answer_tokens = sequence.token_limit - sequence.prompt.num_tokens
+        highest = int(sequence.prompt.positions.max()) + num_answer_tokens
+        if highest >= self.model.max_position:
+            raise InvalidRequest(
+                f"the prompt and {num_answer_tokens} answer tokens reach position {highest}, the highest here is "
+                f"{self.model.max_position - 1}: the time between the frames of a video counts as well",
+                field="prompt.media",
+            )
+
+
+def _every_kind_of_chunk(page_size: int, num_decodes: int) -> list[Chunk]:
+    """Decodes, a chunk behind others and a whole prompt, the last sampled in every way: all kernels get compiled.
+
+    They write to page 0, which belongs to nobody yet.
+    """
+    num_tokens = 2 * page_size
+    prompt = Prompt((0,) * num_tokens, (), np.zeros((3, num_tokens), dtype=np.int64))
+    sampling = SamplingParameters(max_tokens=1, temperature=1.0, top_k=2, min_tokens=1, stop_token_ids=(0,))
+    sequence, table = Sequence("warm-up", prompt, sampling), array(PAGE_TYPECODE, (0, 0))
+    spans = (*[(0, 1)] * num_decodes, (page_size, num_tokens), (0, num_tokens))
+    return [Chunk(sequence, start, end, table, is_sampled=False) for start, end in spans[:-1]] + [
+        Chunk(sequence, *spans[-1], table, is_sampled=True)
+    ]

@@ -1,0 +1,46 @@
+"""Runner: what the engine asks of whoever computes its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from llm_service.sampler import StopTokens
+from llm_service.scheduler import Chunk
+
+Progress = Callable[[int, int], None]
+"""Called with how many parts of a preparation are done, and of how many."""
+
+
+class LaunchedStep(Protocol):
+    """A step on its way."""
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Its chunks, in the order in which `read` answers."""
+        ...
+
+    def read(self) -> list[int | None]:
+        """Waits for the step. The next token of each chunk that is sampled, None for the others."""
+        ...
+
+
+class Runner(Protocol):
+    """Computes steps in the order of their launch.
+
+    num_steps_ahead: steps that may be in flight when the next one is launched; their pending tokens are known to the
+    runner alone.
+    """
+
+    num_steps_ahead: int
+
+    @property
+    def sampler(self) -> StopTokens: ...
+
+    def prepare(self) -> None:
+        """Called once, on the thread that launches, before the first step."""
+        ...
+
+    def launch(self, chunks: list[Chunk]) -> LaunchedStep:
+        """Begins a step. What it raises has changed nothing: the same chunks may be launched again."""
+        ...

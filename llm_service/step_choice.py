@@ -1,0 +1,123 @@
+"""How decode steps are computed, where only a measurement says what is quickest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+
+from triptych.kernels.decode_attention import DecodePlan, DecodeTiling
+from triptych.kernels.skinny_linear import SkinnyTiling
+from triptych.models.qwen2_5_vl.fused import SkinnyPlan
+
+logger = logging.getLogger(__name__)
+
+# A candidate has to be better by so much: noise must not decide.
+_LEAST_GAIN = 0.004
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class StepChoice:
+    """attention and skinny: by shape when None. pdl: see `triptych.kernels.launch`."""
+
+    attention: DecodePlan | None
+    skinny: SkinnyPlan | None
+    pdl: bool
+
+
+Move = Callable[[StepChoice], StepChoice]
+
+
+def quickest(base: StepChoice, moves: Seq[Move], time_ms: Callable[[StepChoice], float], limit_s: float) -> StepChoice:
+    """Tries one move after the other and keeps those that help, until the time is over; a move that fails is none."""
+    started_s = time.monotonic()
+    best, best_ms = base, time_ms(base)
+    for move in moves:
+        if time.monotonic() - started_s > limit_s:
+            logger.info("no time left to tune decode steps")
+            break
+        candidate = move(best)
+        if candidate == best:
+            continue
+        try:
+            candidate_ms = time_ms(candidate)
+        except Exception as error:
+            logger.warning("a decode step can't be computed with %s: %s", candidate, str(error)[:300])
+            continue
+        is_better = candidate_ms < best_ms * (1.0 - _LEAST_GAIN)
+        logger.debug("a decode step takes %.3f ms, at best %.3f before, with %s", candidate_ms, best_ms, candidate)
+        if is_better:
+            best, best_ms = candidate, candidate_ms
+    return best
+
+
+def moves_of_one() -> list[Move]:
+    """What may help a step of one token: more of a weight on its way, or fetched before it is needed."""
+    return [
+        _skinny(down=SkinnyTiling("vector", 4, 1024, 4, 2)),
+        _upcoming(16 * _MIB),
+        _upcoming(8 * _MIB),
+        _upcoming(24 * _MIB),
+        _skinny(qkv=SkinnyTiling("vector", 4, 1024, 4, 2), o=SkinnyTiling("vector", 4, 1024, 4, 2)),
+        _without_pdl,
+        _stages(3),
+        _skinny(gate_up=SkinnyTiling("vector", 1, 512, 2, 2)),
+        _skinny(gate_up=SkinnyTiling("vector", 1, 1024, 2, 2)),
+        _skinny(down=SkinnyTiling("vector", 2, 1024, 4, 2)),
+        _skinny(down=SkinnyTiling("vector", 8, 1024, 8, 1)),
+        _skinny(qkv=SkinnyTiling("vector", 2, 1024, 2, 2), o=SkinnyTiling("vector", 2, 1024, 2, 2)),
+    ]
+
+
+def moves_of_many() -> list[Move]:
+    """What may help a batch: other numbers of splits and pipelines of other depths."""
+    return [_stages(3), _stages(5), _halved_splits, _doubled_splits]
+
+
+def nearest(batch: int, tuned: Mapping[int, StepChoice]) -> int | None:
+    """The smallest tuned batch size that is not below, else the largest."""
+    return min((size for size in tuned if size >= batch), default=max(tuned, default=None))
+
+
+def _skinny(**changes: SkinnyTiling) -> Move:
+    def move(choice: StepChoice) -> StepChoice:
+        skinny = choice.skinny or SkinnyPlan()
+        return replace(choice, skinny=replace(skinny, **changes))  # type: ignore[arg-type]
+
+    return move
+
+
+def _upcoming(num_bytes: int) -> Move:
+    def move(choice: StepChoice) -> StepChoice:
+        return replace(choice, skinny=replace(choice.skinny or SkinnyPlan(), upcoming_bytes=num_bytes))
+
+    return move
+
+
+def _without_pdl(choice: StepChoice) -> StepChoice:
+    return replace(choice, pdl=False, skinny=replace(choice.skinny or SkinnyPlan(), pdl=False))
+
+
+def _stages(num_stages: int) -> Move:
+    def move(choice: StepChoice) -> StepChoice:
+        plan = choice.attention
+        return choice if plan is None else _planned(choice, replace(plan, tiling=DecodeTiling(num_stages=num_stages)))
+
+    return move
+
+
+def _halved_splits(choice: StepChoice) -> StepChoice:
+    plan = choice.attention
+    return choice if plan is None else _planned(choice, replace(plan, num_splits=max(1, plan.num_splits // 2)))
+
+
+def _doubled_splits(choice: StepChoice) -> StepChoice:
+    plan = choice.attention
+    return choice if plan is None else _planned(choice, replace(plan, num_splits=2 * plan.num_splits))
+
+
+def _planned(choice: StepChoice, plan: DecodePlan) -> StepChoice:
+    return replace(choice, attention=plan)

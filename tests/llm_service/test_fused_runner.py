@@ -1,0 +1,153 @@
+"""Fused kernels, graphs' inputs and sampling on the device give the tokens of the plain model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 4) and not torch.cuda.is_available():
+    pytest.skip("Triton's interpreter does not run with numpy 2.4", allow_module_level=True)
+
+from engine_helpers import Model, SteppedEngine, answer, greedy, new_sequence
+from fused_helpers import fused_engine, kernel_attention_runner
+
+from llm_service.attention import triton as triton_attention
+from llm_service.decode_graphs import batch_buckets
+from llm_service.fused_sampler import FusedSampler
+from llm_service.prompt import Prompt
+from llm_service.sequence import FinishReason, Sequence
+from llm_service.upload import Upload
+from triptych.errors import InvalidRequest
+from triptych.sampling import SamplingParameters
+
+# The interpreter takes a millisecond for every program of every kernel.
+CASES = ("one image", "one token", "video")
+NUM_TOKENS = 4
+
+
+def answers(engine: SteppedEngine, sequences: list[Sequence]) -> list[tuple[int, ...]]:
+    engine.run(sequences)
+    assert engine.pool.num_held_pages == 0
+    return [answer(sequence) for sequence in sequences]
+
+
+def expected(model: Model, num_tokens: int = NUM_TOKENS) -> list[tuple[int, ...]]:
+    return [model.case(name).expected[:num_tokens] for name in CASES]
+
+
+@pytest.mark.parametrize("max_skinny_tokens", [0, 16])
+@pytest.mark.parametrize("num_steps_ahead", [0, 1])
+def test_tokens_are_those_of_transformers(model: Model, num_steps_ahead: int, max_skinny_tokens: int) -> None:
+    engine = fused_engine(model, num_steps_ahead, max_skinny_tokens)
+    assert answers(engine, [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]) == expected(model)
+
+
+@pytest.mark.parametrize("mixed_prefill_tokens", [5, 40])
+def test_decodes_chunks_and_prompts_in_one_step(
+    model: Model, mixed_prefill_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_attention, "DENSE_MIN_TOKENS", 12)
+    engine = fused_engine(model, mixed_prefill_tokens=mixed_prefill_tokens)
+    sequences = [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]
+    for sequence in sequences:
+        engine.add(sequence)
+        engine.step()
+        engine.step()
+    assert answers(engine, []) == []
+    assert [answer(sequence) for sequence in sequences] == expected(model)
+
+
+def test_prefix_cache_and_preemption(model: Model) -> None:
+    engine = fused_engine(model, page_size=2, num_pages=33)
+    first = [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]
+    assert answers(engine, first) == expected(model)
+    second = [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]
+    assert answers(engine, second) == expected(model)
+    assert sum(sequence.num_preemptions for sequence in (*first, *second)) > 0
+    assert sum(sequence.num_cached_prompt_tokens for sequence in second) > 0
+
+
+def test_plain_model_over_the_kernels(model: Model) -> None:
+    engine = fused_engine(model)
+    engine.runner = kernel_attention_runner(model, engine.cache)
+    assert answers(engine, [new_sequence(model.case(name), greedy(4)) for name in CASES]) == expected(model, 4)
+
+
+def test_stop_token_is_seen_one_step_late_and_nothing_follows_it(model: Model) -> None:
+    tokens = model.case("one token").expected
+    stop = next(token for index, token in enumerate(tokens) if index >= 3 and token not in tokens[:index])
+    engine = fused_engine(model)
+    sequence = new_sequence(model.case("one token"), greedy(stop_token_ids=(stop,)))
+    engine.run([sequence])
+    assert engine.last_output(sequence).finish_reason is FinishReason.STOP
+    assert answer(sequence) == tokens[: tokens.index(stop) + 1]
+    assert [token for output in engine.outputs for token in output.token_ids] == list(answer(sequence))
+
+
+def test_draws_depend_on_neither_batch_nor_route(model: Model) -> None:
+    kinds: list[dict[str, object]] = [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_tokens": 3, "ignore_eos": False}]
+
+    def drawn(name: str, index: int) -> Sequence:
+        values = {"max_tokens": 4, "temperature": 1.2, "seed": 11 + index, "ignore_eos": True} | kinds[index % 4]
+        return new_sequence(model.case(name), SamplingParameters(**values))  # type: ignore[arg-type]
+
+    together = answers(fused_engine(model), [drawn(name, index) for index, name in enumerate(CASES)])
+    for index, name in enumerate(CASES):
+        alone = drawn(name, index)
+        engine = fused_engine(model, num_steps_ahead=0, mixed_prefill_tokens=3, prefill_chunk_tokens=7)
+        assert answers(engine, [alone]) == [together[index]]
+    assert len(set(together)) == len(CASES)
+
+
+def test_special_rows_get_what_they_ask_for() -> None:
+    """top_k=1 takes the likeliest whatever the temperature, and a banned token does not come."""
+    sampler = FusedSampler([3])
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    logits[2, 3], logits[2, 7] = 40.0, 30.0
+    kinds: list[dict[str, object]] = [
+        {"temperature": 5.0, "top_k": 1}, {"temperature": 5.0, "top_p": 1e-6}, {"min_tokens": 2}, {},
+    ]  # fmt: skip
+    prompt = Prompt((1,), (), np.zeros((3, 1), dtype=np.int64))
+    sequences = [
+        Sequence("request", prompt, SamplingParameters(**{"max_tokens": 9, **kind}))  # type: ignore[arg-type]
+        for kind in kinds
+    ]
+    upload = Upload(1_000, torch.device("cpu"))
+    fields = upload.fields(sampler.specs(4))
+    sampler.fill(sequences, fields.host[0])
+    special = {name: torch.from_numpy(array) for name, array in sampler.special(sequences).items()}
+    out = torch.zeros(4, dtype=torch.int64)
+    likeliest = logits.argmax(-1).tolist()
+    sampler.sample(logits, fields.device, out)
+    assert out[3] == likeliest[3]
+    sampler.resample(logits, fields.device, special, out)
+    assert out.tolist() == [likeliest[0], likeliest[1], 7, likeliest[3]]
+
+
+def test_a_position_beyond_the_table_is_refused_alone(model: Model) -> None:
+    engine = fused_engine(model)
+    good, bad = new_sequence(model.case("one token"), greedy(3)), new_sequence(model.case("video"), greedy(3))
+    bad.prompt = Prompt(bad.prompt.token_ids, bad.prompt.media, bad.prompt.positions + 510)
+    engine.run([good, bad])
+    assert isinstance(engine.last_output(bad).error, InvalidRequest)
+    assert answer(good) == model.case("one token").expected[:3]
+    assert engine.pool.num_held_pages == 0
+
+
+def test_padding_never_gives_nan(model: Model) -> None:
+    """A bucket of 4 rows with 3 in use: the logits of all rows are finite."""
+    engine = fused_engine(model, max_running_requests=4)
+    engine.runner._logits.fill_(torch.nan)  # type: ignore[attr-defined]
+    engine.run([new_sequence(model.case("one token"), greedy(3)) for _ in range(3)])
+    assert torch.isfinite(engine.runner._logits).all()  # type: ignore[attr-defined]
+
+
+def test_buckets() -> None:
+    assert batch_buckets(1) == [1]
+    assert batch_buckets(9) == [1, 2, 4, 8, 9]
+    buckets = batch_buckets(256)
+    assert buckets[:7] == [1, 2, 4, 8, 16, 24, 32]
+    assert buckets[-1] == 256
+    assert len(buckets) <= 20

@@ -1,0 +1,165 @@
+"""The language model of Qwen2.5-VL on fused kernels: the same weights and results, fewer passes over memory."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.kernels.activation import silu_and_mul
+from triptych.kernels.norm import fused_add_rms_norm, rms_norm
+from triptych.kernels.rotary import rotary_table
+from triptych.kernels.skinny_linear import SkinnyTiling, skinny_linear
+from triptych.models.qwen2_5_vl.language import DecoderLayer, LanguageModel
+
+
+@dataclass(frozen=True)
+class PackedRotary:
+    """positions: int64 [3, T]. table: float32 [max_position, head_dim], see `rotary_table`."""
+
+    positions: Tensor
+    table: Tensor
+    sections: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Upcoming:
+    """A weight that is read after the attention, of which so many bytes may come into the L2 cache meanwhile."""
+
+    weight: Tensor
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class SkinnyPlan:
+    """How a step of few tokens is computed. A tiling of None is chosen by shape.
+
+    upcoming_bytes: how much of the gate_up weight is fetched during the attention, see `Upcoming`.
+    """
+
+    qkv: SkinnyTiling | None = None
+    o: SkinnyTiling | None = None
+    gate_up: SkinnyTiling | None = None
+    down: SkinnyTiling | None = None
+    upcoming_bytes: int = 0
+    pdl: bool = False
+
+
+class PackedAttention(Protocol):
+    """Causal attention of one forward pass that rotates and stores as well."""
+
+    def attend_packed(
+        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Upcoming | None = None
+    ) -> Tensor:
+        """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim], as projected, to attention [T, num_heads * head_dim]."""
+        ...
+
+
+class FusedLanguageModel:
+    """A LanguageModel's weights behind its interface, but for the attention and the dtype of the logits.
+
+    max_position: positions of the rotary table; higher ones must not come. Steps of at most max_skinny_tokens tokens
+    go through linears that take norm, activation and residual with them. pdl: see `triptych.kernels.launch`.
+    """
+
+    def __init__(
+        self, model: LanguageModel, max_position: int, *, max_skinny_tokens: int = 0, pdl: bool = False
+    ) -> None:
+        self.model = model
+        self.config = model.config
+        self.max_position = max_position
+        self.max_skinny_tokens = max_skinny_tokens
+        self.pdl = pdl
+        self._layers: list[DecoderLayer] = list(model.layers)  # type: ignore[arg-type]
+        rotary = model.rotary
+        device = model.embed_tokens.weight.device
+        self._table = rotary_table(max_position, rotary.head_dim, rotary.theta, device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed_tokens.weight.dtype
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token ids [T] to embeddings [T, hidden]."""
+        return self.model.embed(token_ids)
+
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, attention: PackedAttention, plan: SkinnyPlan | None = None
+    ) -> Tensor:
+        """Embeddings [T, hidden], which are overwritten, at positions [3, T] to final hidden states, normed."""
+        rotary = PackedRotary(positions, self._table, self.model.rotary.sections)
+        if len(embeddings) <= self.max_skinny_tokens:
+            return self._forward_skinny(embeddings, rotary, attention, plan or self.skinny_plan(len(embeddings)))
+        return self._forward_wide(embeddings, rotary, attention)
+
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Final hidden states [N, hidden] to logits [N, vocab], in the dtype of the weights."""
+        lm_head = self.model.lm_head
+        weight = self.model.embed_tokens.weight if lm_head is None else lm_head.weight
+        return F.linear(hidden, weight) if out is None else torch.mm(hidden, weight.t(), out=out)
+
+    def _forward_wide(self, residual: Tensor, rotary: PackedRotary, attention: PackedAttention) -> Tensor:
+        eps, pdl = self.config.rms_norm_eps, self.pdl
+        next_norms = [*(layer.input_layernorm.weight for layer in self._layers[1:]), self.model.norm.weight]
+        normed = rms_norm(residual, self._layers[0].input_layernorm.weight, eps, pdl=pdl)
+        for index, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
+            attended = attention.attend_packed(index, layer.self_attn.qkv_proj(normed), rotary)
+            projected = layer.self_attn.o_proj(attended)
+            normed = fused_add_rms_norm(
+                projected, residual, layer.post_attention_layernorm.weight, eps, out=projected, pdl=pdl
+            )
+            activated = silu_and_mul(layer.mlp.gate_up_proj(normed), pdl=pdl)
+            projected = layer.mlp.down_proj(activated)
+            normed = fused_add_rms_norm(projected, residual, next_norm, eps, out=projected, pdl=pdl)
+        return normed
+
+    def _forward_skinny(
+        self, residual: Tensor, rotary: PackedRotary, attention: PackedAttention, plan: SkinnyPlan
+    ) -> Tensor:
+        """Five kernels a layer."""
+        eps, pdl = self.config.rms_norm_eps, plan.pdl
+        for index, layer in enumerate(self._layers):
+            qkv_proj, o_proj = layer.self_attn.qkv_proj, layer.self_attn.o_proj
+            gate_up_proj, down_proj = layer.mlp.gate_up_proj, layer.mlp.down_proj
+            qkv = skinny_linear(
+                residual, qkv_proj.weight, qkv_proj.bias, weight_scales=scales_of(qkv_proj),
+                norm_weight=layer.input_layernorm.weight, eps=eps, tiling=plan.qkv, pdl=pdl,
+            )  # fmt: skip
+            upcoming = Upcoming(gate_up_proj.weight, plan.upcoming_bytes) if plan.upcoming_bytes else None
+            attended = attention.attend_packed(index, qkv, rotary, upcoming)
+            skinny_linear(
+                attended, o_proj.weight, weight_scales=scales_of(o_proj), residual=residual, out=residual,
+                tiling=plan.o, pdl=pdl,
+            )  # fmt: skip
+            activated = skinny_linear(
+                residual, gate_up_proj.weight, weight_scales=scales_of(gate_up_proj),
+                norm_weight=layer.post_attention_layernorm.weight, eps=eps, is_gated=True, tiling=plan.gate_up, pdl=pdl,
+            )  # fmt: skip
+            skinny_linear(
+                activated, down_proj.weight, weight_scales=scales_of(down_proj), residual=residual, out=residual,
+                tiling=plan.down, pdl=pdl,
+            )  # fmt: skip
+        return rms_norm(residual, self.model.norm.weight, eps, pdl=pdl)
+
+    def skinny_plan(self, num_tokens: int) -> SkinnyPlan:
+        """One gated output a program for one token: the quickest measured, at 4 warps where the hidden size divides."""
+        if num_tokens > 1:
+            return SkinnyPlan(pdl=self.pdl)
+        is_whole_row = self.config.hidden_size % 2048 == 0
+        gate_up = SkinnyTiling("vector", 1, 2048, 4) if is_whole_row else SkinnyTiling("vector", 1, 512, 2)
+        return SkinnyPlan(gate_up=gate_up, pdl=self.pdl)
+
+    def warm_up(self, num_tokens: int) -> None:
+        """Has the kernels of the linears loaded for a step of so many tokens; those of one layer are those of all."""
+        layer, dtype, device = self._layers[0], self.dtype, self._table.device
+        hidden = torch.zeros((num_tokens, self.config.hidden_size), dtype=dtype, device=device)
+        attended = layer.self_attn.qkv_proj(hidden)[:, : layer.self_attn.o_proj.in_features].contiguous()
+        layer.self_attn.o_proj(attended)
+        layer.mlp.down_proj(silu_and_mul(layer.mlp.gate_up_proj(hidden)))
+
+
+def scales_of(linear: nn.Module) -> Tensor | None:
+    """One scale for each row of a quantized weight."""
+    scales = getattr(linear, "weight_scale", None)
+    return None if scales is None else scales.view(-1)
