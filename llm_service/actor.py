@@ -61,6 +61,7 @@ class _Parts:
     stage: LlmStage | None = None
     tensor_service: TensorService | None = None
     server: RpcServer | None = None
+    engine_watch: asyncio.Task[None] | None = None
 
 
 class LlmActor:
@@ -120,6 +121,8 @@ class LlmActor:
     async def stop(self) -> None:
         """Ends what runs with Unavailable and lets go of everything. Idempotent."""
         parts = self._parts
+        if parts.engine_watch is not None:
+            parts.engine_watch.cancel()
         if parts.stage is not None:
             await parts.stage.close()
         if parts.server is not None:
@@ -162,6 +165,14 @@ class LlmActor:
             spare_the_collector()
         self._endpoint = f"{self._host}:{await server.start()}"
         await server.set_serving(True)
+        parts.engine_watch = asyncio.create_task(self._watch_engine(stage, server), name="llm-engine-watch")
+
+    async def _watch_engine(self, stage: LlmStage, server: RpcServer) -> None:
+        """An engine that ended by itself makes the actor useless: it says so, and is replaced."""
+        await stage.wait_ended()
+        logger.error("the engine of %s has ended; the actor serves no more", self._actor_id)
+        await server.set_serving(False)
+        await stage.close()
 
     def _add_services(self, server: RpcServer, stage: LlmStage, tensor_service: TensorService) -> None:
         server.add(

@@ -80,6 +80,7 @@ class Engine:
         self._is_stopping = False
         self._in_flight: deque[LaunchedStep] = deque()
         self._ready: Future[None] = Future()
+        self.ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -130,10 +131,14 @@ class Engine:
             self._ready.set_exception(error)
             return
         self._ready.set_result(None)
-        while not self._is_stopping:
-            outputs = self._step()
-            if outputs:
-                self._publish(outputs)
+        try:
+            while not self._is_stopping:
+                outputs = self._step()
+                if outputs:
+                    self._publish(outputs)
+        finally:
+            # By `stop`, by a device that is lost, or by a bug: whoever waits for tokens must hear of it.
+            self.ended.set_result(None)
 
     def _step(self) -> list[StepOutput]:
         outputs: list[StepOutput] = []

@@ -89,6 +89,10 @@ class LlmStage:
         self._engine.start()
         self._sweeper = asyncio.create_task(self.leases.run(), name="llm-lease-sweeper")
 
+    async def wait_ended(self) -> None:
+        """Returns when the engine computes no more, for whatever reason."""
+        await asyncio.shield(asyncio.wrap_future(self._engine.ended))
+
     async def wait_ready(self) -> None:
         """Returns when the started engine can take steps: on a GPU kernels are compiled and graphs captured first."""
         await asyncio.to_thread(self._engine.wait_ready)

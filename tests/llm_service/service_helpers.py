@@ -144,6 +144,7 @@ class RunningActor:
     def __init__(self, actor: LlmActor, info: admin_pb2.ActorInfo, channel: grpc.aio.Channel) -> None:
         self.actor = actor
         self.info = info
+        self.channel = channel
         self.language = language_pb2_grpc.LanguageServiceStub(channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(channel)
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from engine_helpers import CASES, Case, Model
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_helpers import ROUTER_ID, TIMEOUT_S, Cluster, FakeEmbedder, RunningActor, make_config, sampling
 
 from llm_service.actor import LlmActor
@@ -465,6 +466,25 @@ async def test_stop_ends_calls_with_unavailable(model: Model, cluster: Cluster) 
     with pytest.raises(Unavailable):
         await running.actor.ping()
     await running.actor.stop()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_an_engine_that_ends_by_itself_fails_its_calls_and_the_actors_health(
+    model: Model, cluster: Cluster
+) -> None:
+    running = await cluster.actor("prefill_decode")
+    router = await cluster.router(running)
+    call = running.language.Decode(decode_request(cluster, model.case("text"), "r", sampling=sampling(450)))
+    await wait_for_tokens(router.tokens, "r")
+    stage = running.actor._parts.stage
+    assert stage is not None
+    stage._engine.call(sys.exit)
+    assert isinstance(await error_of(call), Unavailable)
+    health = health_pb2_grpc.HealthStub(running.channel)
+    answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    with pytest.raises(Unavailable):
+        await running.actor.ping()
 
 
 async def test_actor_info_of_another_actor_is_not_found(cluster: Cluster) -> None:
