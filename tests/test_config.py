@@ -67,7 +67,11 @@ def test_an_unknown_key_says_what_was_meant_and_where_it_stands(tmp_path: Path) 
 
 
 def test_no_word_of_the_validation_library_reaches_the_operator() -> None:
-    for overrides in ({"nothing": 1}, {"stages": {"encoder": {"replicas": -1}}}, {"stages": {"encoder": {"replicas": 0}}}):
+    for overrides in (
+        {"nothing": 1},
+        {"stages": {"encoder": {"replicas": -1}}},
+        {"stages": {"encoder": {"replicas": 0}}},
+    ):
         with pytest.raises(ConfigurationError) as raised:
             DeploymentConfig.from_sources(overrides=overrides, environment={})
         for words in ("Value error", "Extra inputs", "Input should"):

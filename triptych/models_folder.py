@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from triptych.config import BUILT_IN_MODEL
@@ -10,6 +11,8 @@ from triptych.errors import ModelError
 BUILT_IN_FOLDER = Path(__file__).parent / "assets" / BUILT_IN_MODEL
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER_FILE = "tokenizer.json"
+# Owner and model, as in Qwen/Qwen2.5-VL-3B-Instruct; no absolute, home or ./ path.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def resolve_model_folder(path: str) -> Path:
@@ -47,6 +50,6 @@ def _missing(folder: Path) -> str:
 def _hint(path: str, folder: Path) -> str:
     if path == BUILT_IN_MODEL:
         return "; the package is incomplete: install triptych again"
-    if "/" in path and not Path(path).exists() and path.count("/") == 1:
+    if _HUB_NAME.fullmatch(path) and not Path(path).exists():
         return f"; for a model of the Hugging Face hub download it first: hf download {path} --local-dir {folder.name}"
     return "; expected a Qwen2.5-VL checkpoint folder, or 'tiny' for the model in the package"

@@ -38,6 +38,7 @@ def run_scale(client: Client, wishes: Sequence[str], *, wait: bool, timeout_s: f
 def parse_wish(wish: str) -> tuple[StageName, int]:
     """`encoder=3`; raises InvalidRequest saying what was expected."""
     name, separator, number = wish.partition("=")
+    name = name.replace("-", "_")
     if name not in list(StageName) or not separator or not number.isdecimal():
         stages = ", ".join(StageName)
         raise InvalidRequest(f"{wish!r}: expected STAGE=N, with a stage of {stages} and a number", field="stage")

@@ -32,6 +32,27 @@ PrefillDecodes = Annotated[
 Endpoint = Annotated[str, typer.Option("--endpoint", "-e", help="host:port of a router.")]
 
 
+def _print_version(is_wanted: bool) -> None:
+    if not is_wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        typer.echo(f"triptych {version('triptych')}")
+    except PackageNotFoundError:
+        typer.echo("triptych, not installed: runs from its folder")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Vision-language serving in three stages that scale apart: encode, prefill, decode."""
+
+
 @app.command()
 def serve(
     config: Config = None,

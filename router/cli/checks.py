@@ -7,7 +7,6 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,21 +84,20 @@ def model_checks(config: DeploymentConfig) -> Iterator[Finding]:
 def network_checks(config: DeploymentConfig) -> Iterator[Finding]:
     """The port of the router, and the folder for Ray's sockets."""
     from router.control.cluster import temporary_folder
-    from router.control.cluster_probe import probe_cluster
+    from router.control.cluster_probe import named_address, probe_cluster
+    from router.control.listen_address import check_listen_address
     from triptych.errors import ConfigurationError
 
     host, port = config.router.host, config.router.port
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            yield Finding("router port", Level.GOOD, f"{host}:{port} is free")
-        except OSError as error:
-            remedy = "stop what listens there, or set router.port (--port 0 takes any free one)"
-            yield Finding("router port", Level.BAD, f"{host}:{port}: {error.strerror}", remedy)
+    try:
+        check_listen_address(host, port)
+        yield Finding("router port", Level.GOOD, f"{host}:{port} is free")
+    except ConfigurationError as error:
+        found, _, remedy = str(error).partition("; ")
+        yield Finding("router port", Level.BAD, found, remedy)
     if config.control.address:
         try:
-            probe_cluster(config.control.address)
+            probe_cluster(named_address(config.control.address))
             yield Finding("Ray cluster", Level.GOOD, config.control.address)
         except ConfigurationError as error:
             yield Finding("Ray cluster", Level.BAD, str(error), "start it with ray start --head")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
+from types import FrameType
 
 from rich.console import Console
 
@@ -21,18 +24,18 @@ def run_serve(config: DeploymentConfig, *, show_logs: bool) -> int:
     check_listen_address(config.router.host, config.router.port)
     console = Console(highlight=False, soft_wrap=True)
     log_to_stderr(logging.INFO if show_logs else logging.WARNING)
-    cluster: Cluster | None = None
     try:
         with StartProgress(console) as progress:
             progress.say(
                 f"joining the Ray cluster at {config.control.address}" if config.control.address else "starting Ray"
             )
             with Cluster.open(config, show_logs=show_logs) as cluster:
-                asyncio.run(_serve(config, cluster, progress, console))
+                try:
+                    asyncio.run(_serve(config, cluster, progress, console))
+                finally:
+                    _end_at_once_on_signals(cluster)
     except KeyboardInterrupt:
-        # While Ray starts, or a second time while it stops.
-        if cluster is not None:
-            cluster.end_at_once()
+        # While Ray starts: nothing of ours runs yet.
         console.print("stopped")
         return EXIT_INTERRUPTED
     console.print("stopped")
@@ -51,6 +54,17 @@ async def _serve(config: DeploymentConfig, cluster: Cluster, progress: StartProg
         console.print("stopping: running requests may finish")
 
     await serve_until_signal(config, cluster, progress, on_ready, on_stopping)
+
+
+def _end_at_once_on_signals(cluster: Cluster) -> None:
+    """Ray's own shutdown takes a second or two: whoever is in a hurry then must not leave half of it behind."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        cluster.end_at_once()
+        os._exit(EXIT_INTERRUPTED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # `start`, and `scale` with wait, give up when a stage failed that often in a row. The controller itself never gives up.
 START_ATTEMPTS = 3
+# `scale` gives up that much before its caller does: the answer that says why must still arrive.
+ANSWER_MARGIN_S = 0.5
 
 Progress = Callable[[Sequence[admin_pb2.StageStatus]], None]
 
@@ -84,13 +86,13 @@ class Controller:
         self._wake.set()
         if wait:
             try:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(timeout_s - min(ANSWER_MARGIN_S, timeout_s / 10)):
                     await self._wait_until_reached(stage)
             except TimeoutError:
                 ready = len(self._in_phase(stage, Phase.READY))
                 raise DeadlineExceeded(
-                    f"stage {stage} has {ready} of {num_actors} actors ready after {timeout_s:.1f} s"
-                    f"{self._failure_text(stage)}; the wish stands, see GetTopology",
+                    f"{ready} of {num_actors} {stage} actors ready after {timeout_s:.3g} s"
+                    f"{self._obstacle_text(stage)}; {num_actors} stay wanted",
                     field="num_actors",
                 ) from None
         return self._status(stage)
@@ -189,9 +191,13 @@ class Controller:
     def _in_phase(self, stage: StageName, phase: Phase) -> list[SupervisedActor]:
         return [actor for actor in self._actors.values() if actor.stage is stage and actor.phase is phase]
 
-    def _failure_text(self, stage: StageName) -> str:
+    def _obstacle_text(self, stage: StageName) -> str:
+        """Why the wanted actors are not there, where that is known."""
         error = self.start_failure(stage)
-        return f"; the last start failed: {error}" if error is not None else ""
+        missing = self._launcher.lacking(stage)
+        return (f"; the cluster lacks {missing}" if missing else "") + (
+            f"; the last start failed: {error}" if error is not None else ""
+        )
 
     def _status(self, stage: StageName) -> admin_pb2.StageStatus:
         actors = [actor.status() for actor in self._actors.values() if actor.stage is stage]

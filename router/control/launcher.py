@@ -45,3 +45,7 @@ class Launcher(Protocol):
     def launch(self, stage: StageName) -> ActorProcess:
         """Creates an actor of `stage`, and returns before it is started."""
         ...
+
+    def lacking(self, stage: StageName) -> str:
+        """What one more actor of `stage` needs and is not free now, in words; empty when nothing."""
+        ...

@@ -88,20 +88,20 @@ def check_scale(mode: Mode, wanted: Mapping[StageName, int], stage: StageName, n
             )
         if after[StageName.PREFILL_DECODE] < 1:
             raise InvalidRequest(
-                f"num_actors for {StageName.PREFILL_DECODE} is 0, expected at least 1 in mode colocated",
+                f"{stage}={num_actors}: expected at least 1 in mode colocated",
                 field="num_actors",
             )
         return
     if after[StageName.ENCODER] < 1:
         raise InvalidRequest(
-            "num_actors for encoder is 0, expected at least 1: in mode disaggregated nobody else can take a picture",
+            f"{stage}={num_actors}: expected at least 1, in mode disaggregated nobody else can take a picture",
             field="num_actors",
         )
     is_split = after[StageName.PREFILL] >= 1 and after[StageName.DECODE] >= 1
     if not is_split and after[StageName.PREFILL_DECODE] < 1:
         raise InvalidRequest(
-            f"num_actors for {stage} is {num_actors}, and then no request could be answered: expected at least one "
-            "prefill and one decode actor, or one prefill_decode actor (scale that up first)",
+            f"{stage}={num_actors}: then no request could be answered; needed are at least one prefill and one decode "
+            "actor, or one prefill_decode actor (scale that up first)",
             field="num_actors",
         )
 

@@ -11,7 +11,7 @@ import grpc
 import ray
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from router.control.actor_options import actor_options
+from router.control.actor_options import actor_options, actor_section
 from router.control.launcher import Health
 from router.control.membership import StageName
 from triptych.config import DeploymentConfig
@@ -39,6 +39,21 @@ class RayLauncher:
     def launch(self, stage: StageName) -> RayActor:
         """An actor of `stage`; Ray is asked for it by `start`."""
         return RayActor(stage, lambda: self._create(stage), self._channels)
+
+    def lacking(self, stage: StageName) -> str:
+        """Compares what Ray has free with what an actor holds; summed over nodes, so it may miss what lies apart."""
+        section = actor_section(self._config, stage)
+        try:
+            free = ray.available_resources()
+        except ray.exceptions.RayError as error:
+            logger.debug("available_resources: %s", error)
+            return ""
+        needs = {"CPU": section.num_cpus, "GPU": section.num_gpus}
+        return " and ".join(
+            f"{name}s ({need:g} an actor, {free.get(name, 0.0):g} free)"
+            for name, need in needs.items()
+            if need > free.get(name, 0.0)
+        )
 
     def _create(self, stage: StageName) -> Any:
         options = actor_options(self._config, stage)

@@ -101,6 +101,35 @@ def test_conversation_keeps_turns_and_forgets_failed_ones(
     assert [part.WhichOneof("part") for part in third[2].parts] == ["image", "text"]
 
 
+def test_a_refused_picture_is_forgotten_with_its_turn_and_named(
+    router: FakeRouter,
+    endpoint: str,
+    picture: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = iter([f"/image '{picture}'", "refused", "next", "/image"])
+
+    def next_line(prompt: str) -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        text = "messages[0].parts[0].image.data is not a readable image"
+        router.failure = (grpc.StatusCode.INVALID_ARGUMENT, text) if line == "refused" else None
+        return line
+
+    monkeypatch.setattr("builtins.input", next_line)
+    with Client(endpoint) as client:
+        Chat(client, "", {}).talk()
+    assert [part.WhichOneof("part") for part in router.requests[0].messages[0].parts] == ["image", "text"]
+    (only,) = router.requests[1].messages
+    assert [part.text for part in only.parts] == ["next"]
+    printed = capsys.readouterr()
+    assert printed.out == "It is a red circle.\n"
+    assert f"{picture} is not a readable image (this turn and its pictures and videos are forgotten)" in printed.err
+    assert "/image lacks a file, expected: /image FILE" in printed.err
+
+
 def test_questions_can_be_piped_in(router: FakeRouter, endpoint: str) -> None:
     assert run("chat", "-e", endpoint, text="one\ntwo\n").count("It is a red circle.") == 2
     assert len(router.requests) == 2
@@ -121,6 +150,7 @@ def test_scale_grows_before_it_shrinks(router: FakeRouter, endpoint: str) -> Non
     stages = [(request.stage, request.num_actors, request.wait) for request in router.scales]
     assert stages == [(common_pb2.STAGE_DECODE, 3, False), (common_pb2.STAGE_ENCODER, 1, False)]
     assert "decode: 3 ready, 3 wanted" in printed
+    assert "prefill_decode: 1 ready" in run("scale", "prefill-decode=1", "-e", endpoint, "--no-wait")
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:

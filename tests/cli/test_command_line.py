@@ -9,7 +9,9 @@ import sys
 import pytest
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
+from router.cli.app import app
 from router.cli.progress import StartProgress
 from router.cli.terminal_picture import half_blocks
 from triptych.v1 import admin_pb2, common_pb2
@@ -28,6 +30,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert "HEAVY []" in result.stdout
     for command in ("serve", "chat", "demo", "doctor", "topology", "scale"):
         assert command in result.stdout
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.stdout.startswith("triptych")
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

@@ -58,11 +58,15 @@ class FakeLauncher:
         self.actors: list[FakeActor] = []
         self.next_error: TriptychError | None = None
         self.gate: asyncio.Event | None = None
+        self.missing = ""
 
     def launch(self, stage: StageName) -> FakeActor:
         actor = FakeActor(stage, f"{stage}-{len(self.actors):02d}", self.next_error, self.gate)
         self.actors.append(actor)
         return actor
+
+    def lacking(self, stage: StageName) -> str:
+        return self.missing
 
     def of(self, stage: StageName) -> list[FakeActor]:
         return [actor for actor in self.actors if actor.stage is stage]

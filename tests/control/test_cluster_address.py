@@ -8,7 +8,8 @@ import time
 import pytest
 
 from router.control.cluster import LONGEST_FOLDER, temporary_folder
-from router.control.cluster_probe import check_address, probe_cluster
+from router.control.cluster_probe import check_address, named_address, probe_cluster
+from router.control.listen_address import check_listen_address
 from triptych.errors import ConfigurationError
 
 
@@ -47,3 +48,25 @@ def test_something_that_is_no_ray_cluster_is_refused_in_time(monkeypatch: pytest
         pytest.raises(ConfigurationError, match="no Ray cluster answers"),
     ):
         probe_cluster(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_auto_is_the_cluster_that_the_environment_names() -> None:
+    environment = {"RAY_ADDRESS": "127.0.0.1:6379"}
+    assert named_address("auto", environment) == "127.0.0.1:6379"
+    assert named_address("head:1", environment) == "head:1"
+    assert named_address("auto", {}) == "auto"
+
+
+def test_a_taken_port_is_refused_with_the_flag_that_changes_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=r"Address already in use; .*--port \(router\.port\)"):
+            check_listen_address("127.0.0.1", port)
+    check_listen_address("127.0.0.1", port)
+    check_listen_address("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_refused(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"can't listen on .*--host \(router\.host\)"):
+        check_listen_address(host, 0)

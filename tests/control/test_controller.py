@@ -200,7 +200,9 @@ async def test_scaling_down_cancels_an_actor_that_still_starts(deployment: Deplo
 async def test_waiting_too_long_says_how_far_it_came(deployment: Deployment) -> None:
     await deployment.controller.start()
     deployment.launcher.gate = asyncio.Event()
-    with pytest.raises(DeadlineExceeded, match="stage encoder has 1 of 4 actors ready"):
+    deployment.launcher.missing = "GPUs (1 an actor, 0 free)"
+    words = r"1 of 4 encoder actors ready after 0\.1 s; the cluster lacks GPUs \(1 an actor, 0 free\); 4 stay wanted"
+    with pytest.raises(DeadlineExceeded, match=words):
         await deployment.controller.scale(ENCODER, 4, wait=True, timeout_s=0.1)
 
 
