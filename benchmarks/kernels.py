@@ -35,7 +35,10 @@ def main() -> int:
     if arguments.run_section:
         _run_section(arguments.run_section, arguments.out)
         return 0
-    report: dict[str, Any] = {"command": ["python", "-m", "benchmarks.kernels", *sys.argv[1:]], "date": datetime.datetime.now(datetime.UTC).isoformat()}
+    report: dict[str, Any] = {
+        "command": ["python", "-m", "benchmarks.kernels", *sys.argv[1:]],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(),
+    }
     report |= {"statuses": {}, "environment": None, "sections": {}}
     with tempfile.TemporaryDirectory() as folder:
         _run_sections(arguments.sections, Path(folder), arguments.out, arguments.total_s, report)

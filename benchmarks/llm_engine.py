@@ -40,7 +40,11 @@ def main() -> int:
     if arguments.run_model:
         run_model(arguments.run_model, arguments)
         return 0
-    report = {"command": sys.argv, "date": datetime.datetime.now(datetime.UTC).isoformat(), "commit": _commit()}
+    report = {
+        "command": ["python", "-m", "benchmarks.llm_engine", *sys.argv[1:]],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(),
+        "commit": _commit(),
+    }
     report |= {"benchmark": "llm_engine", "environment": None, "rows": {}, "errors": {}}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Targets beside the latest results, as Markdown: `python -m benchmarks.report [--check] [--results FOLDER]`.
+"""Targets beside the latest results, as Markdown: `python -m benchmarks.report [--check] [--page] [--results FOLDER]`.
 
 Results are the JSON files of FOLDER that have `rows`; of two that have the same row the later date counts. With
 --check it exits 1 when a row misses its target or was never measured, and lists those rows.
@@ -14,6 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
+PAGE = _FOLDER.parent / "docs/performance.md"
+HEAD = """# Performance
+
+Medians on one NVIDIA H200, bfloat16, weights random at the true shapes of Qwen2.5-VL, the language engine alone; raw
+samples in `benchmarks/results/`. The peer's figures and the floors are explained in `benchmarks/targets.toml`. This page
+is written by `python -m benchmarks.report --page`; `--check` lists what falls short.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,15 @@ def _number(value: float | None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed or was never measured")
+    parser.add_argument("--page", action="store_true", help="write docs/performance.md")
     parser.add_argument("--results", type=Path, default=_FOLDER / "results")
     parser.add_argument("--targets", type=Path, default=_FOLDER / "targets.toml")
     arguments = parser.parse_args()
     targets, results = read_targets(arguments.targets), latest_results(arguments.results)
-    print(render(targets, results))
+    table = render(targets, results)
+    print(table)
+    if arguments.page:
+        PAGE.write_text(f"{HEAD}{table}\n", encoding="utf-8")
     missed = shortfalls(targets, results)
     if not arguments.check or not missed:
         return 0
