@@ -18,8 +18,8 @@ PAGE = _FOLDER.parent / "docs/performance.md"
 HEAD = """# Performance
 
 Medians on one NVIDIA H200, bfloat16, weights random at the true shapes of Qwen2.5-VL, the language engine alone; raw
-samples in `benchmarks/results/`. The peer's figures and the floors are explained in `benchmarks/targets.toml`. This page
-is written by `python -m benchmarks.report --page`; `--check` lists what falls short.
+samples in `benchmarks/results/`. The peer's figures and the floors are explained in `benchmarks/targets.toml`. This
+page is written by `python -m benchmarks.report --page`; `--check` lists what falls short.
 
 """
 

@@ -99,7 +99,7 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self.ended.done()
 
     def add(self, *sequences: Sequence) -> None:
         """Queues sequences that each fit the cache and the context; their outputs come by `publish`."""

@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("deploy/*/README.md"))]
-ROOMS = ("examples", "deploy", "docs", "protos", "tools", "tests", "triptych", "encoder_service", "llm_service", "router")
+ROOMS = (
+    "examples",
+    "deploy",
+    "docs",
+    "protos",
+    "tools",
+    "tests",
+    "triptych",
+    "encoder_service",
+    "llm_service",
+    "router",
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -22,7 +22,14 @@ _GRACE_S = 0.5
 _END_TIMEOUT_S = 1.0
 # What tells the guard that the cluster was shut down in order: there is nothing left to remove.
 _RELEASED = b"released"
-_SWEEP = "from triptych.transport.shared_memory import sweep_dead_slabs; sweep_dead_slabs()"
+# Again and again: actors hold their files until they have ended, which takes a Python with torch some seconds.
+_SWEEP = """
+import time
+from triptych.transport.shared_memory import sweep_dead_slabs
+for _ in range(30):
+    sweep_dead_slabs()
+    time.sleep(0.5)
+"""
 _SWEEP_TIMEOUT_S = 60.0
 
 

@@ -88,7 +88,7 @@ async def test_a_video_with_sound_is_answered_as_without(
 
 
 async def test_a_video_that_nobody_waits_for_does_not_keep_its_thread(attacker: Attacker) -> None:
-    """Decoding takes ten seconds here. When the deadline has passed, all media threads are free again."""
+    """Decoding takes seconds here. When the deadline has passed, all media threads are free again."""
     impatient = [user_request(video_part(slow_video(number)), text_part(DIRECTION)) for number in range(4)]
     outcomes = await asyncio.gather(*(attacker.generate(request, timeout_s=0.3) for request in impatient))
     assert {outcome.code for outcome in outcomes} == {grpc.StatusCode.DEADLINE_EXCEEDED}

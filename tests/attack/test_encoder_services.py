@@ -68,7 +68,7 @@ def media_field(**values: Any) -> Callable[[encoder_pb2.EncodeRequest], None]:
         (ticket_field(content_key=""), INVALID, "content_key is empty"),
         (ticket_field(content_key="0" * 32), INVALID, "content key"),
         (ticket_field(lanes=["x"] * 17), INVALID, "at most 16"),
-        (ticket_field(producer_endpoint=""), INVALID, "producer_endpoint is empty"),
+        (ticket_field(producer_endpoint=""), INVALID, "producer_endpoint="),
         (no_field("media"), INVALID, "media"),
         (media_field(kind=common_pb2.MEDIA_KIND_VIDEO), INVALID, "media"),
         (media_field(data=b"other"), INVALID, "media"),

@@ -103,10 +103,10 @@ BAD_PROMPTS = [
     (span_ticket_field(ticket_id="never-announced"), UNKNOWN_TICKET, "never-announced is unknown here"),
     (span_ticket_field(producer_id="gone"), GONE, "the actor was replaced"),
     (span_ticket_field(producer_endpoint=NOWHERE), GONE, "connection lost or refused"),
-    (span_ticket_field(producer_endpoint="no endpoint"), GONE, ""),
+    (span_ticket_field(producer_endpoint="no endpoint"), INVALID, "expected host:port"),
     (span_ticket_field(producer_endpoint="127.0.0.1:99999"), GONE, ""),
-    (span_ticket_field(producer_endpoint="unix:/nowhere"), GONE, ""),
-    (span_ticket_field(producer_endpoint=":::::"), GONE, ""),
+    (span_ticket_field(producer_endpoint="unix:/nowhere"), INVALID, "expected host:port"),
+    (span_ticket_field(producer_endpoint=":::::"), INVALID, "expected host:port"),
     (kv_field(shape=[1, 4, 2, 16, 2, 64]), PRECONDITION, "kv_ticket names KV pages"),
     (kv_field(shape=[1]), PRECONDITION, "kv_ticket names KV pages"),
     (kv_field(dtype=common_pb2.DATA_TYPE_FLOAT16), PRECONDITION, "kv_ticket names KV pages"),
@@ -145,7 +145,9 @@ async def test_a_prefill_that_waits_for_itself_ends_with_its_deadline(calls: Act
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "code"), [(NOWHERE, GONE), ("", UNKNOWN_TICKET), ("no endpoint", GONE)], ids=["closed", "self", "name"]
+    ("endpoint", "code"),
+    [(NOWHERE, GONE), ("", UNKNOWN_TICKET), ("no endpoint", INVALID)],
+    ids=["closed", "self", "name"],
 )
 async def test_a_decode_whose_pages_are_nowhere_ends_soon(
     calls: ActorCalls, endpoint: str, code: grpc.StatusCode
