@@ -94,7 +94,7 @@ class LanguageSection(ActorSection):
     kv_cache_bytes: int = Field(
         0,
         ge=0,
-        description="Memory of the KV pages; 0: by device, on a GPU what gpu_memory_fraction leaves beside the weights.",
+        description="Memory of the KV pages; 0: by device, on a GPU what gpu_memory_fraction leaves free.",
     )
     gpu_memory_fraction: float = Field(
         0.9, gt=0, lt=1, description="Part of the GPU's memory that may be in use once the KV cache is there."

@@ -116,7 +116,10 @@ def many_samples(num_samples: int) -> bytes:
 
 
 def slow_video(number: int) -> bytes:
-    """1,200 frames of 2,800x2,800, just under limits.max_video_pixels, all of them the same bytes of a small file; another file for each number."""
+    """1,200 frames of 2,800x2,800, just under limits.max_video_pixels, all of them the same bytes of a small file.
+
+    Another file for each number.
+    """
     data = video(num_frames=1, size=2_800)
     [frame_bytes] = struct.unpack(">I", content(data, b"stsz")[12:16] or content(data, b"stsz")[4:8])
     offset = content(data, b"stco")[8:12]
