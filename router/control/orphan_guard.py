@@ -26,7 +26,7 @@ _RELEASED = b"released"
 _SWEEP = """
 import time
 from triptych.transport.shared_memory import sweep_dead_slabs
-for _ in range(30):
+for _ in range(20):
     sweep_dead_slabs()
     time.sleep(0.5)
 """
