@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from encoder_service.engines import VisionEngine
@@ -135,7 +136,7 @@ class Batcher:
         patches, grids = [item.patches for item in batch], [item.grid for item in batch]
         try:
             tensors = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._engine.encode, patches, grids
+                self._thread, lambda: self._engine.encode(torch.cat(patches).to(self._engine.device), grids)
             )
         except asyncio.CancelledError:
             _fail(batch, Unavailable("the encoder is shutting down"))

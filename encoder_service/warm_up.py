@@ -17,4 +17,4 @@ def warm_up(engine: VisionEngine, processing: MediaProcessing) -> None:
     file = io.BytesIO()
     Image.new("RGB", (side, side)).save(file, "JPEG")
     pixels = decode_image(file.getvalue(), LimitsSection(), "warm-up")
-    engine.encode([image.patchify(pixels)], [image.image_grid(side, side)])
+    engine.encode(image.patchify(pixels).to(engine.device), [image.image_grid(side, side)])

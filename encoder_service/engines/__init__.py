@@ -28,10 +28,12 @@ class VisionEngine(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def encode(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
-        """Patches [num_patches, patch_dim] of each grid, in one packed forward, to embeddings [num_tokens, hidden].
+    def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Patches [sum of num_patches, patch_dim] on the engine's device, those of each grid in turn, in one packed
+        forward to one embedding [num_tokens, hidden] for each grid.
 
-        Each embedding owns its memory.
+        Each embedding owns its memory. Only enqueues work where the device has a queue: nothing is waited for, and the
+        embeddings may be read on the stream that was current.
         """
         ...
 

@@ -27,9 +27,8 @@ class TorchVisionEngine:
         return cls(load_vision_tower(folder, config, dtype, device))
 
     @torch.inference_mode()
-    def encode(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
-        packed = torch.cat(list(patches)).to(device=self.device, dtype=self.dtype)
-        embeddings: Tensor = self._tower(packed, grids)
+    def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        embeddings: Tensor = self._tower(patches, grids)
         merge = self._tower.config.spatial_merge_size
         parts = torch.split(embeddings, [grid.num_tokens(merge) for grid in grids])
         # A view would keep the whole batch in memory for as long as one item of it is cached or leased.

@@ -38,12 +38,12 @@ class Gate:
     """Holds a stage's engine back until it is opened, and says when it is at work."""
 
     def __init__(self, stage: EncoderStage) -> None:
-        self._engine = stage._batcher._engine
+        self._engine, self.device = stage._batcher._engine, stage._batcher._engine.device
         self._open = threading.Event()
         self.entered = threading.Event()
         stage._batcher._engine = self  # type: ignore[assignment]
 
-    def encode(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+    def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         self.entered.set()
         assert self._open.wait(20)
         return self._engine.encode(patches, grids)
@@ -382,7 +382,9 @@ async def test_a_lease_that_is_being_read_outlives_a_cancelled_call(make_stage: 
 
 async def test_an_engine_that_fails_fails_its_batch_alone(stage: EncoderStage, samples: Samples) -> None:
     class Broken:
-        def encode(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+        device = stage._batcher._engine.device
+
+        def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
             raise RuntimeError("out of memory")
 
     engine = stage._batcher._engine
