@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import common_pb2 as triptych_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/language.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/common.proto\"e\n\x06Prompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12*\n\x05media\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.MediaPlacement\x12\x1c\n\x14num_generated_tokens\x18\x03 \x01(\r\"\xfd\x01\n\x0eMediaPlacement\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.triptych.v1.MediaKind\x12\x1f\n\x04grid\x18\x04 \x01(\x0b\x32\x11.triptych.v1.Grid\x12\x19\n\x11second_per_grid_t\x18\x05 \x01(\x01\x12\x13\n\x0b\x63ontent_key\x18\x06 \x01(\t\x12%\n\x06ticket\x18\x07 \x01(\x0b\x32\x13.triptych.v1.TicketH\x00\x12#\n\x05media\x18\x08 \x01(\x0b\x32\x12.triptych.v1.MediaH\x00\x42\x08\n\x06source\"\xa4\x01\n\x0ePrefillRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Prompt\x12\x31\n\x08sampling\x18\x03 \x01(\x0b\x32\x1f.triptych.v1.SamplingParameters\x12&\n\tkv_ticket\x18\x04 \x01(\x0b\x32\x13.triptych.v1.Ticket\"\xfe\x01\n\x0fPrefillResponse\x12\x16\n\x0e\x66irst_token_id\x18\x01 \x01(\r\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x1c\n\x14\x65mbedding_transfer_s\x18\x04 \x01(\x01\x12\x17\n\x0f\x65mbedding_lanes\x18\x05 \x03(\t\x12\x0f\n\x07queue_s\x18\x06 \x01(\x01\x12\x11\n\tprefill_s\x18\x07 \x01(\x01\x12\x16\n\x0e\x65ncode_queue_s\x18\x08 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\t \x01(\x01\"\xb6\x01\n\rDecodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12#\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.triptych.v1.Prompt\x12\x31\n\x08sampling\x18\x04 \x01(\x0b\x32\x1f.triptych.v1.SamplingParameters\x12&\n\tkv_ticket\x18\x05 \x01(\x0b\x32\x13.triptych.v1.Ticket\"\xd8\x01\n\x0e\x44\x65\x63odeResponse\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12-\n\x07prefill\x18\x03 \x01(\x0b\x32\x1c.triptych.v1.PrefillResponse\x12\x15\n\rkv_transfer_s\x18\x04 \x01(\x01\x12\x0f\n\x07kv_lane\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x63ode_s\x18\x06 \x01(\x01\x12\x17\n\x0fnum_preemptions\x18\x07 \x01(\r\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x0f\n\rAbortResponse\"\'\n\x12StreamStepsRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"C\n\x13StreamStepsResponse\x12,\n\x07outputs\x18\x01 \x03(\x0b\x32\x1b.triptych.v1.SequenceOutput\"i\n\x0eSequenceOutput\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.triptych.v1.FinishReason2\xae\x02\n\x0fLanguageService\x12\x44\n\x07Prefill\x12\x1b.triptych.v1.PrefillRequest\x1a\x1c.triptych.v1.PrefillResponse\x12\x41\n\x06\x44\x65\x63ode\x12\x1a.triptych.v1.DecodeRequest\x1a\x1b.triptych.v1.DecodeResponse\x12>\n\x05\x41\x62ort\x12\x19.triptych.v1.AbortRequest\x1a\x1a.triptych.v1.AbortResponse\x12R\n\x0bStreamSteps\x12\x1f.triptych.v1.StreamStepsRequest\x1a .triptych.v1.StreamStepsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/language.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/common.proto\"e\n\x06Prompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12*\n\x05media\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.MediaPlacement\x12\x1c\n\x14num_generated_tokens\x18\x03 \x01(\r\"\xfd\x01\n\x0eMediaPlacement\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.triptych.v1.MediaKind\x12\x1f\n\x04grid\x18\x04 \x01(\x0b\x32\x11.triptych.v1.Grid\x12\x19\n\x11second_per_grid_t\x18\x05 \x01(\x01\x12\x13\n\x0b\x63ontent_key\x18\x06 \x01(\t\x12%\n\x06ticket\x18\x07 \x01(\x0b\x32\x13.triptych.v1.TicketH\x00\x12#\n\x05media\x18\x08 \x01(\x0b\x32\x12.triptych.v1.MediaH\x00\x42\x08\n\x06source\"\xa4\x01\n\x0ePrefillRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Prompt\x12\x31\n\x08sampling\x18\x03 \x01(\x0b\x32\x1f.triptych.v1.SamplingParameters\x12&\n\tkv_ticket\x18\x04 \x01(\x0b\x32\x13.triptych.v1.Ticket\"\xb6\x02\n\x0fPrefillResponse\x12\x16\n\x0e\x66irst_token_id\x18\x01 \x01(\r\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x1c\n\x14\x65mbedding_transfer_s\x18\x04 \x01(\x01\x12\x17\n\x0f\x65mbedding_lanes\x18\x05 \x03(\t\x12\x0f\n\x07queue_s\x18\x06 \x01(\x01\x12\x11\n\tprefill_s\x18\x07 \x01(\x01\x12\x16\n\x0e\x65ncode_queue_s\x18\x08 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\t \x01(\x01\x12\x36\n\x13\x66irst_token_logprob\x18\n \x01(\x0b\x32\x19.triptych.v1.TokenLogprob\"\xb6\x01\n\rDecodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12#\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.triptych.v1.Prompt\x12\x31\n\x08sampling\x18\x04 \x01(\x0b\x32\x1f.triptych.v1.SamplingParameters\x12&\n\tkv_ticket\x18\x05 \x01(\x0b\x32\x13.triptych.v1.Ticket\"\xd8\x01\n\x0e\x44\x65\x63odeResponse\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12-\n\x07prefill\x18\x03 \x01(\x0b\x32\x1c.triptych.v1.PrefillResponse\x12\x15\n\rkv_transfer_s\x18\x04 \x01(\x01\x12\x0f\n\x07kv_lane\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x63ode_s\x18\x06 \x01(\x01\x12\x17\n\x0fnum_preemptions\x18\x07 \x01(\r\"R\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12-\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x1c.triptych.v1.ChoiceOfRequest\";\n\x0f\x43hoiceOfRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63hoice_index\x18\x02 \x01(\r\"\x0f\n\rAbortResponse\"\'\n\x12StreamStepsRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"C\n\x13StreamStepsResponse\x12,\n\x07outputs\x18\x01 \x03(\x0b\x32\x1b.triptych.v1.SequenceOutput\"\xac\x01\n\x0eSequenceOutput\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12\x14\n\x0c\x63hoice_index\x18\x04 \x01(\r\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.triptych.v1.TokenLogprob2\xae\x02\n\x0fLanguageService\x12\x44\n\x07Prefill\x12\x1b.triptych.v1.PrefillRequest\x1a\x1c.triptych.v1.PrefillResponse\x12\x41\n\x06\x44\x65\x63ode\x12\x1a.triptych.v1.DecodeRequest\x1a\x1b.triptych.v1.DecodeResponse\x12>\n\x05\x41\x62ort\x12\x19.triptych.v1.AbortRequest\x1a\x1a.triptych.v1.AbortResponse\x12R\n\x0bStreamSteps\x12\x1f.triptych.v1.StreamStepsRequest\x1a .triptych.v1.StreamStepsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,21 +39,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLREQUEST']._serialized_start=429
   _globals['_PREFILLREQUEST']._serialized_end=593
   _globals['_PREFILLRESPONSE']._serialized_start=596
-  _globals['_PREFILLRESPONSE']._serialized_end=850
-  _globals['_DECODEREQUEST']._serialized_start=853
-  _globals['_DECODEREQUEST']._serialized_end=1035
-  _globals['_DECODERESPONSE']._serialized_start=1038
-  _globals['_DECODERESPONSE']._serialized_end=1254
-  _globals['_ABORTREQUEST']._serialized_start=1256
-  _globals['_ABORTREQUEST']._serialized_end=1291
-  _globals['_ABORTRESPONSE']._serialized_start=1293
-  _globals['_ABORTRESPONSE']._serialized_end=1308
-  _globals['_STREAMSTEPSREQUEST']._serialized_start=1310
-  _globals['_STREAMSTEPSREQUEST']._serialized_end=1349
-  _globals['_STREAMSTEPSRESPONSE']._serialized_start=1351
-  _globals['_STREAMSTEPSRESPONSE']._serialized_end=1418
-  _globals['_SEQUENCEOUTPUT']._serialized_start=1420
-  _globals['_SEQUENCEOUTPUT']._serialized_end=1525
-  _globals['_LANGUAGESERVICE']._serialized_start=1528
-  _globals['_LANGUAGESERVICE']._serialized_end=1830
+  _globals['_PREFILLRESPONSE']._serialized_end=906
+  _globals['_DECODEREQUEST']._serialized_start=909
+  _globals['_DECODEREQUEST']._serialized_end=1091
+  _globals['_DECODERESPONSE']._serialized_start=1094
+  _globals['_DECODERESPONSE']._serialized_end=1310
+  _globals['_ABORTREQUEST']._serialized_start=1312
+  _globals['_ABORTREQUEST']._serialized_end=1394
+  _globals['_CHOICEOFREQUEST']._serialized_start=1396
+  _globals['_CHOICEOFREQUEST']._serialized_end=1455
+  _globals['_ABORTRESPONSE']._serialized_start=1457
+  _globals['_ABORTRESPONSE']._serialized_end=1472
+  _globals['_STREAMSTEPSREQUEST']._serialized_start=1474
+  _globals['_STREAMSTEPSREQUEST']._serialized_end=1513
+  _globals['_STREAMSTEPSRESPONSE']._serialized_start=1515
+  _globals['_STREAMSTEPSRESPONSE']._serialized_end=1582
+  _globals['_SEQUENCEOUTPUT']._serialized_start=1585
+  _globals['_SEQUENCEOUTPUT']._serialized_end=1757
+  _globals['_LANGUAGESERVICE']._serialized_start=1760
+  _globals['_LANGUAGESERVICE']._serialized_end=2062
 # @@protoc_insertion_point(module_scope)

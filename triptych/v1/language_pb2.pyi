@@ -50,7 +50,7 @@ class PrefillRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParameters, _Mapping]] = ..., kv_ticket: _Optional[_Union[_common_pb2.Ticket, _Mapping]] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
-    __slots__ = ("first_token_id", "finish_reason", "cached_prompt_tokens", "embedding_transfer_s", "embedding_lanes", "queue_s", "prefill_s", "encode_queue_s", "encode_s")
+    __slots__ = ("first_token_id", "finish_reason", "cached_prompt_tokens", "embedding_transfer_s", "embedding_lanes", "queue_s", "prefill_s", "encode_queue_s", "encode_s", "first_token_logprob")
     FIRST_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class PrefillResponse(_message.Message):
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     ENCODE_QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     ENCODE_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_LOGPROB_FIELD_NUMBER: _ClassVar[int]
     first_token_id: int
     finish_reason: _common_pb2.FinishReason
     cached_prompt_tokens: int
@@ -69,7 +70,8 @@ class PrefillResponse(_message.Message):
     prefill_s: float
     encode_queue_s: float
     encode_s: float
-    def __init__(self, first_token_id: _Optional[int] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., cached_prompt_tokens: _Optional[int] = ..., embedding_transfer_s: _Optional[float] = ..., embedding_lanes: _Optional[_Iterable[str]] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., encode_queue_s: _Optional[float] = ..., encode_s: _Optional[float] = ...) -> None: ...
+    first_token_logprob: _common_pb2.TokenLogprob
+    def __init__(self, first_token_id: _Optional[int] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., cached_prompt_tokens: _Optional[int] = ..., embedding_transfer_s: _Optional[float] = ..., embedding_lanes: _Optional[_Iterable[str]] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., encode_queue_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., first_token_logprob: _Optional[_Union[_common_pb2.TokenLogprob, _Mapping]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
     __slots__ = ("request_id", "router_id", "prompt", "sampling", "kv_ticket")
@@ -104,10 +106,20 @@ class DecodeResponse(_message.Message):
     def __init__(self, finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., num_tokens: _Optional[int] = ..., prefill: _Optional[_Union[PrefillResponse, _Mapping]] = ..., kv_transfer_s: _Optional[float] = ..., kv_lane: _Optional[str] = ..., decode_s: _Optional[float] = ..., num_preemptions: _Optional[int] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
-    __slots__ = ("request_ids",)
+    __slots__ = ("request_ids", "choices")
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
     request_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    choices: _containers.RepeatedCompositeFieldContainer[ChoiceOfRequest]
+    def __init__(self, request_ids: _Optional[_Iterable[str]] = ..., choices: _Optional[_Iterable[_Union[ChoiceOfRequest, _Mapping]]] = ...) -> None: ...
+
+class ChoiceOfRequest(_message.Message):
+    __slots__ = ("request_id", "choice_index")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    choice_index: int
+    def __init__(self, request_id: _Optional[str] = ..., choice_index: _Optional[int] = ...) -> None: ...
 
 class AbortResponse(_message.Message):
     __slots__ = ()
@@ -126,11 +138,15 @@ class StreamStepsResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ...) -> None: ...
 
 class SequenceOutput(_message.Message):
-    __slots__ = ("request_id", "token_ids", "finish_reason")
+    __slots__ = ("request_id", "token_ids", "finish_reason", "choice_index", "logprobs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish_reason: _common_pb2.FinishReason
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ...) -> None: ...
+    choice_index: int
+    logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprob]
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., choice_index: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprob, _Mapping]]] = ...) -> None: ...
