@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import common_pb2 as triptych_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btriptych/v1/inference.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/common.proto\"\x93\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\x08messages\x18\x03 \x03(\x0b\x32\x18.triptych.v1.ChatMessage\x12\x31\n\x08sampling\x18\x04 \x01(\x0b\x32\x1f.triptych.v1.SamplingParameters\"D\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\'\n\x05parts\x18\x02 \x03(\x0b\x32\x18.triptych.v1.ContentPart\"o\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.triptych.v1.ImageH\x00\x12#\n\x05video\x18\x03 \x01(\x0b\x32\x12.triptych.v1.VideoH\x00\x42\x06\n\x04part\"\x15\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"M\n\x05Video\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12*\n\x06\x66rames\x18\x02 \x01(\x0b\x32\x18.triptych.v1.VideoFramesH\x00\x42\x08\n\x06source\"x\n\x10GenerateResponse\x12(\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x17.triptych.v1.TokenChunkH\x00\x12/\n\x07summary\x18\x02 \x01(\x0b\x32\x1c.triptych.v1.GenerateSummaryH\x00\x42\t\n\x07message\"p\n\nTokenChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.triptych.v1.TokenLogprob\"\x80\x02\n\x0fGenerateSummary\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.triptych.v1.Usage\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.triptych.v1.Timings\x12!\n\x05route\x18\x06 \x01(\x0b\x32\x12.triptych.v1.Route\x12+\n\x07\x63hoices\x18\x07 \x03(\x0b\x32\x1a.triptych.v1.ChoiceSummary\"r\n\rChoiceSummary\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\r\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"\xe9\x01\n\x07Timings\x12\x0f\n\x07total_s\x18\x01 \x01(\x01\x12\x1d\n\x15time_to_first_token_s\x18\x02 \x01(\x01\x12\x11\n\tprepare_s\x18\x03 \x01(\x01\x12\x16\n\x0e\x65ncode_queue_s\x18\x04 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x05 \x01(\x01\x12\x1c\n\x14\x65mbedding_transfer_s\x18\x06 \x01(\x01\x12\x17\n\x0fprefill_queue_s\x18\x07 \x01(\x01\x12\x11\n\tprefill_s\x18\x08 \x01(\x01\x12\x15\n\rkv_transfer_s\x18\t \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\n \x01(\x01\"\x88\x01\n\x05Route\x12\x16\n\x0e\x65ncoder_actors\x18\x01 \x03(\t\x12\x15\n\rprefill_actor\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65\x63ode_actor\x18\x03 \x01(\t\x12\x17\n\x0f\x65mbedding_lanes\x18\x04 \x03(\t\x12\x0f\n\x07kv_lane\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r2]\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btriptych/v1/inference.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/common.proto\"\x93\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\x08messages\x18\x03 \x03(\x0b\x32\x18.triptych.v1.ChatMessage\x12\x31\n\x08sampling\x18\x04 \x01(\x0b\x32\x1f.triptych.v1.SamplingParameters\"D\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\'\n\x05parts\x18\x02 \x03(\x0b\x32\x18.triptych.v1.ContentPart\"o\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.triptych.v1.ImageH\x00\x12#\n\x05video\x18\x03 \x01(\x0b\x32\x12.triptych.v1.VideoH\x00\x42\x06\n\x04part\"\x15\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"M\n\x05Video\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12*\n\x06\x66rames\x18\x02 \x01(\x0b\x32\x18.triptych.v1.VideoFramesH\x00\x42\x08\n\x06source\"x\n\x10GenerateResponse\x12(\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x17.triptych.v1.TokenChunkH\x00\x12/\n\x07summary\x18\x02 \x01(\x0b\x32\x1c.triptych.v1.GenerateSummaryH\x00\x42\t\n\x07message\"\xa2\x01\n\nTokenChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.triptych.v1.TokenLogprob\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.triptych.v1.FinishReason\"\x80\x02\n\x0fGenerateSummary\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.triptych.v1.Usage\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.triptych.v1.Timings\x12!\n\x05route\x18\x06 \x01(\x0b\x32\x12.triptych.v1.Route\x12+\n\x07\x63hoices\x18\x07 \x03(\x0b\x32\x1a.triptych.v1.ChoiceSummary\"r\n\rChoiceSummary\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\r\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.triptych.v1.FinishReason\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"\xe9\x01\n\x07Timings\x12\x0f\n\x07total_s\x18\x01 \x01(\x01\x12\x1d\n\x15time_to_first_token_s\x18\x02 \x01(\x01\x12\x11\n\tprepare_s\x18\x03 \x01(\x01\x12\x16\n\x0e\x65ncode_queue_s\x18\x04 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x05 \x01(\x01\x12\x1c\n\x14\x65mbedding_transfer_s\x18\x06 \x01(\x01\x12\x17\n\x0fprefill_queue_s\x18\x07 \x01(\x01\x12\x11\n\tprefill_s\x18\x08 \x01(\x01\x12\x15\n\rkv_transfer_s\x18\t \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\n \x01(\x01\"\x88\x01\n\x05Route\x12\x16\n\x0e\x65ncoder_actors\x18\x01 \x03(\t\x12\x15\n\rprefill_actor\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65\x63ode_actor\x18\x03 \x01(\t\x12\x17\n\x0f\x65mbedding_lanes\x18\x04 \x03(\t\x12\x0f\n\x07kv_lane\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r2]\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,16 +44,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VIDEO']._serialized_end=503
   _globals['_GENERATERESPONSE']._serialized_start=505
   _globals['_GENERATERESPONSE']._serialized_end=625
-  _globals['_TOKENCHUNK']._serialized_start=627
-  _globals['_TOKENCHUNK']._serialized_end=739
-  _globals['_GENERATESUMMARY']._serialized_start=742
-  _globals['_GENERATESUMMARY']._serialized_end=998
-  _globals['_CHOICESUMMARY']._serialized_start=1000
-  _globals['_CHOICESUMMARY']._serialized_end=1114
-  _globals['_TIMINGS']._serialized_start=1117
-  _globals['_TIMINGS']._serialized_end=1350
-  _globals['_ROUTE']._serialized_start=1353
-  _globals['_ROUTE']._serialized_end=1489
-  _globals['_INFERENCESERVICE']._serialized_start=1491
-  _globals['_INFERENCESERVICE']._serialized_end=1584
+  _globals['_TOKENCHUNK']._serialized_start=628
+  _globals['_TOKENCHUNK']._serialized_end=790
+  _globals['_GENERATESUMMARY']._serialized_start=793
+  _globals['_GENERATESUMMARY']._serialized_end=1049
+  _globals['_CHOICESUMMARY']._serialized_start=1051
+  _globals['_CHOICESUMMARY']._serialized_end=1165
+  _globals['_TIMINGS']._serialized_start=1168
+  _globals['_TIMINGS']._serialized_end=1401
+  _globals['_ROUTE']._serialized_start=1404
+  _globals['_ROUTE']._serialized_end=1540
+  _globals['_INFERENCESERVICE']._serialized_start=1542
+  _globals['_INFERENCESERVICE']._serialized_end=1635
 # @@protoc_insertion_point(module_scope)
