@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from triptych.config_access import FetchSection, SecuritySection
 from triptych.config_error import configuration_error, origins_of
+from triptych.config_section import Section
 from triptych.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "TRIPTYCH_"
+# What the commands that are clients read from the environment; no keys of the configuration.
+CLIENT_VARIABLES = ("TRIPTYCH_TOKEN", "TRIPTYCH_AUTHORITY")
 BUILT_IN_MODEL = "tiny"
 
 MIB = 1024 * 1024
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Mode(StrEnum):
@@ -165,6 +163,11 @@ class LimitsSection(Section):
     max_stop_strings: int = Field(16, ge=0, description="Stop strings of one request.")
     max_new_tokens: int = Field(32_768, ge=1, description="Most that sampling.max_tokens may ask for.")
     max_pending_requests: int = Field(512, ge=1, description="Requests inside the router; over it RESOURCE_EXHAUSTED.")
+    max_pending_bytes: int = Field(
+        1_024 * MIB,
+        ge=4096,
+        description="Text, pictures and videos of all requests inside a router process; over it RESOURCE_EXHAUSTED.",
+    )
 
 
 class DefaultsSection(Section):
@@ -180,6 +183,9 @@ class DefaultsSection(Section):
 class RouterSection(Section):
     host: str = Field("127.0.0.1", description="Address that clients connect to.")
     port: int = Field(50_051, ge=0, le=65_535, description="0: any free port (printed).")
+    http_port: int = Field(
+        8_000, ge=-1, le=65_535, description="Port of the OpenAI HTTP API; 0: any free port (printed), -1: none."
+    )
     max_attempts: int = Field(4, ge=1, description="How often the walk of a request is begun when actors die under it.")
     placement: str = Field("least_loaded", description="Placement policy by name.")
     media_workers: int = Field(2, ge=1, description="Threads that read media headers and tokenize.")
@@ -209,6 +215,8 @@ class DeploymentConfig(Section):
     limits: LimitsSection = LimitsSection()
     defaults: DefaultsSection = DefaultsSection()
     router: RouterSection = RouterSection()
+    fetch: FetchSection = FetchSection()
+    security: SecuritySection = SecuritySection()
     control: ControlSection = ControlSection()
 
     @model_validator(mode="after")
@@ -287,7 +295,7 @@ def _read_file(file: Path | None) -> dict[str, Any]:
 def _read_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each variable with its name, as a layer."""
     for name, text in sorted(environment.items()):
-        if not name.startswith(ENVIRONMENT_PREFIX):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in CLIENT_VARIABLES:
             continue
         *path, leaf = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         try:

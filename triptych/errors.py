@@ -43,6 +43,10 @@ class Unauthenticated(TriptychError):
     """No credentials, or wrong ones."""
 
 
+class PermissionDenied(TriptychError):
+    """Known credentials that do not allow this call."""
+
+
 class FailedPrecondition(TriptychError):
     """The callee's state rules the call out: pixels for an actor without a vision tower, a tensor of other weights."""
 
@@ -83,6 +87,7 @@ STATUS_CODES: dict[type[TriptychError], tuple[grpc.StatusCode, int]] = {
     ModelError: (grpc.StatusCode.FAILED_PRECONDITION, 500),
     NotFound: (grpc.StatusCode.NOT_FOUND, 404),
     Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, 401),
+    PermissionDenied: (grpc.StatusCode.PERMISSION_DENIED, 403),
     FailedPrecondition: (grpc.StatusCode.FAILED_PRECONDITION, 409),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     Unavailable: (grpc.StatusCode.UNAVAILABLE, 503),
