@@ -16,6 +16,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench_app = typer.Typer(help="Load on a running system, and what it made of it.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
 DEFAULT_ENDPOINT = "127.0.0.1:50051"
 ADMIN_TIMEOUT_S = 10.0
 
@@ -148,3 +151,62 @@ def scale(
 
     with connected(endpoint, ADMIN_TIMEOUT_S) as client:
         raise typer.Exit(run_scale(client, wishes, wait=wait, timeout_s=timeout))
+
+
+@bench_app.command("serve")
+def bench_serve(
+    backend: Annotated[str, typer.Option(help="grpc | openai-chat")] = "grpc",
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    base_url: Annotated[str, typer.Option(help="Of the OpenAI API.")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option("--model", help="Name of the served model, for the OpenAI API.")] = "tiny",
+    tokenizer: Annotated[str, typer.Option(help="Folder with the model's tokenizer.json; 'tiny'.")] = "tiny",
+    num_prompts: Annotated[int, typer.Option(min=1, help="Requests.")] = 100,
+    request_rate: Annotated[float, typer.Option(help="Requests a second; inf: all at once.")] = float("inf"),
+    burstiness: Annotated[float, typer.Option(help="Shape of the gamma distributed gaps; 1 is Poisson.")] = 1.0,
+    max_concurrency: Annotated[int, typer.Option(min=0, help="0: an open loop.")] = 0,
+    input_len: Annotated[int, typer.Option(min=1, help="Text tokens of a prompt.")] = 64,
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    range_ratio: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lengths vary by that part.")] = 0.0,
+    num_images: Annotated[int, typer.Option(min=0, help="Pictures of a request, all different.")] = 0,
+    image_size: Annotated[str, typer.Option(help="WIDTHxHEIGHT, several by comma.")] = "1280x720",
+    ignore_eos: Annotated[bool, typer.Option(help="Answers have the length that was asked for.")] = True,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    goodput: Annotated[
+        list[str] | None, typer.Option(help="NAME:MILLISECONDS with ttft, tpot or e2el; repeatable.")
+    ] = None,
+    num_warmups: Annotated[int, typer.Option(min=0, help="Requests before the clock starts.")] = 2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one answer.")] = 600.0,
+    token: Annotated[str, typer.Option(envvar="TRIPTYCH_TOKEN", help="Bearer token.")] = "",
+    trace: Annotated[
+        Path | None, typer.Option(help="JSONL: timestamp, input_length, output_length, num_images.")
+    ] = None,
+    trace_speed: Annotated[float, typer.Option(min=0.001, help="2: twice as fast.")] = 1.0,
+    save_result: Annotated[Path | None, typer.Option(help="JSON file.")] = None,
+    save_detailed: Annotated[bool, typer.Option("--save-detailed", help="With every request's times.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="SVG, PNG or PDF file.")] = None,
+) -> None:
+    """Send load, and say TTFT, TPOT, ITL, E2E latency, throughput and goodput."""
+    from router.cli.bench import BenchOptions, parse_sizes, parse_slo, run_bench
+    from triptych.bench.backends import Target
+    from triptych.bench.workload import WorkloadShape
+
+    options = BenchOptions(
+        backend=backend,
+        target=Target(endpoint, base_url, model, timeout, ignore_eos, temperature, token),
+        tokenizer=tokenizer,
+        shape=WorkloadShape(input_len, output_len, num_images, parse_sizes(image_size), range_ratio),
+        num_requests=num_prompts,
+        rate=request_rate,
+        burstiness=burstiness,
+        max_concurrency=max_concurrency,
+        num_warm_up=num_warmups,
+        seed=seed,
+        slo_ms=parse_slo(goodput or []),
+        trace=trace,
+        trace_speed=trace_speed,
+        result=save_result,
+        plot=plot,
+        with_samples=save_detailed,
+    )
+    raise typer.Exit(run_bench(options))
