@@ -15,6 +15,7 @@ from encoder_service.stage import EncoderStage
 from triptych.config import DeploymentConfig
 from triptych.errors import Unavailable
 from triptych.rpc.server import RpcServer
+from triptych.rpc.tls import stage_server_credentials
 from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.service import TensorService
 from triptych.transport.ticket import dtype_to_proto
@@ -91,7 +92,12 @@ class EncoderActor:
         self._tensor_service = tensor_service = TensorService(
             stage.leases, self._actor_id, stage.produced.model_fingerprint, config.transport
         )
-        self._server = server = RpcServer(self._host, 0, config.limits.max_message_bytes)
+        self._server = server = RpcServer(
+            self._host,
+            0,
+            config.limits.max_message_bytes,
+            credentials=stage_server_credentials(config.security.stages),
+        )
         server.add(
             encoder_pb2_grpc.add_EncoderServiceServicer_to_server,
             EncoderService(stage, config.defaults.timeout_s),

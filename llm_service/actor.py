@@ -23,6 +23,7 @@ from triptych.config import DeploymentConfig, LanguageSection
 from triptych.errors import ConfigurationError, Unavailable
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
+from triptych.rpc.tls import StageTls, stage_server_credentials
 from triptych.switch import SWITCH, is_multimodal_disaggregated
 from triptych.transport.fetcher import TensorFetcher
 from triptych.transport.host import host_id, new_incarnation_id
@@ -86,7 +87,7 @@ class LlmActor:
         self._endpoint = ""
         self._is_disaggregated = False
         self._model: LoadedModel | None = None
-        self._parts = _Parts(ChannelPool(config.limits.max_message_bytes))
+        self._parts = _Parts(ChannelPool(config.limits.max_message_bytes, StageTls.from_config(config.security.stages)))
 
     async def start(self) -> bytes:
         """Loads the language model (and the tower with the switch off), serves, answers the serialized ActorInfo.
@@ -157,7 +158,12 @@ class LlmActor:
         parts.fetcher = TensorFetcher(parts.channels, self._actor_id, host_id(), config.transport, model.fingerprint)
         parts.stage = stage = LlmStage(self._role, config, model, parts.fetcher, leases, parts.embedder)
         parts.tensor_service = TensorService(leases, self._actor_id, model.fingerprint, config.transport)
-        parts.server = server = RpcServer(self._host, 0, config.limits.max_message_bytes)
+        parts.server = server = RpcServer(
+            self._host,
+            0,
+            config.limits.max_message_bytes,
+            credentials=stage_server_credentials(config.security.stages),
+        )
         self._add_services(server, stage, parts.tensor_service)
         stage.start()
         await stage.wait_ready()

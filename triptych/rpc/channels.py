@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 
 from triptych.errors import Unavailable
+from triptych.rpc.tls import StageTls
 
 # How soon a client notices a peer that vanished without closing its connection.
 KEEPALIVE_INTERVAL_MS = 20_000
@@ -32,10 +34,17 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
 
 
 class ChannelPool:
-    """Channels by endpoint (host:port). Lives on one event loop; `close` ends every call that still runs."""
+    """Channels by endpoint (host:port). Lives on one event loop; `close` ends every call that still runs.
 
-    def __init__(self, max_message_bytes: int) -> None:
-        self._options = channel_options(max_message_bytes)
+    With `tls` every channel shows this process's certificate and wants a stage at the other end.
+    """
+
+    def __init__(self, max_message_bytes: int, tls: StageTls | None = None) -> None:
+        self._options: list[tuple[str, Any]] = [*channel_options(max_message_bytes)]
+        self._credentials: grpc.ChannelCredentials | None = None
+        if tls is not None:
+            self._options += tls.channel_options()
+            self._credentials = tls.channel_credentials()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._is_closed = False
 
@@ -45,8 +54,13 @@ class ChannelPool:
             raise Unavailable(f"no channel to {endpoint}: this process is shutting down")
         channel = self._channels.get(endpoint)
         if channel is None:
-            channel = self._channels[endpoint] = grpc.aio.insecure_channel(endpoint, options=self._options)
+            channel = self._channels[endpoint] = self._open(endpoint)
         return channel
+
+    def _open(self, endpoint: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(endpoint, options=self._options)
+        return grpc.aio.secure_channel(endpoint, self._credentials, options=self._options)
 
     async def drop(self, endpoint: str) -> None:
         """Close the channel to an endpoint that is gone; its running calls end."""

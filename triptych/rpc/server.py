@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -22,12 +22,27 @@ class RpcServer:
 
     `port` 0 takes any free port; `start` answers the one it got. Health answers for each service by its full name and
     for the whole server by "": NOT_SERVING until `set_serving(True)`.
+
+    With `credentials` it speaks TLS only. `interceptors` see a call before its request is read, and may raise
+    TriptychErrors in their handlers. Calls over `max_concurrent_calls` are refused by gRPC itself
+    (RESOURCE_EXHAUSTED) before anything of them is read.
     """
 
-    def __init__(self, host: str, port: int, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        max_message_bytes: int,
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        max_concurrent_calls: int | None = None,
+    ) -> None:
         self._address = f"{host}:{port}"
+        self._credentials = credentials
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[ErrorInterceptor(), *interceptors],
+            maximum_concurrent_rpcs=max_concurrent_calls,
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
@@ -57,7 +72,10 @@ class RpcServer:
         reflection.enable_server_reflection(names, self._server)
         await self.set_serving(False)
         try:
-            port = self._server.add_insecure_port(self._address)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self._address)
+            else:
+                port = self._server.add_secure_port(self._address, self._credentials)
         except RuntimeError as error:
             raise ConfigurationError(f"can't listen on {self._address}: {error}", field="port") from None
         await self._server.start()
