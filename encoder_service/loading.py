@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 from encoder_service.engines import load_engine
-from encoder_service.precision import resolve_device, resolve_dtype
 from encoder_service.stage import EncoderStage, StageSettings
 from encoder_service.tickets import ProducedTensors
 from encoder_service.warm_up import warm_up
@@ -13,6 +12,7 @@ from triptych.media.layout import MediaProcessing
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
 from triptych.models_folder import resolve_model_folder
+from triptych.precision import resolve_device, resolve_dtype
 
 
 async def load_stage(config: DeploymentConfig, producer_id: str) -> EncoderStage:

@@ -19,7 +19,7 @@ from llm_service.page_pool import PagePool
 from llm_service.runner import Progress, Runner
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler
-from triptych.config import DType, LanguageSection, ModelSection, Quantization
+from triptych.config import LanguageSection, ModelSection, Quantization
 from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
@@ -27,6 +27,7 @@ from triptych.models.qwen2_5_vl.language import LanguageModel
 from triptych.models.qwen2_5_vl.quantization import quantize_language_model
 from triptych.models.qwen2_5_vl.weights import load_language_model
 from triptych.models_folder import resolve_model_folder
+from triptych.precision import resolve_device, resolve_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class LoadedModel:
     def load(cls, section: ModelSection) -> LoadedModel:
         """Takes seconds: not for an event loop. Raises ModelError or ConfigurationError."""
         folder = resolve_model_folder(section.path)
-        device = _device(section)
-        return cls.from_folder(folder, _dtype(section, device), device, section.quantization)
+        device = resolve_device(section)
+        return cls.from_folder(folder, resolve_dtype(section, device), device, section.quantization)
 
     @classmethod
     def from_folder(
@@ -129,30 +130,9 @@ def build_runner(
     )
 
 
-def _device(section: ModelSection) -> torch.device:
-    if section.device not in ("auto", "cpu", "cuda"):
-        raise ConfigurationError(
-            f"model.device is {section.device!r}, expected auto, cpu or cuda", field="model.device"
-        )
-    has_gpu = torch.cuda.is_available()
-    if section.device == "cuda" and not has_gpu:
-        raise ConfigurationError(
-            "model.device is 'cuda', but this process sees no CUDA device: set it to auto or cpu, or give the stage "
-            "GPUs (stages.*.num_gpus)",
-            field="model.device",
-        )
-    return torch.device("cuda" if has_gpu and section.device != "cpu" else "cpu")
-
-
 def _check_fp8(device: torch.device) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ConfigurationError(
             f"model.quantization is fp8, but the device is {device}: it needs a GPU of capability 8.9 or higher",
             field="model.quantization",
         )
-
-
-def _dtype(section: ModelSection, device: torch.device) -> torch.dtype:
-    if section.dtype is DType.AUTO:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.float32 if section.dtype is DType.FLOAT32 else torch.bfloat16
