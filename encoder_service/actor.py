@@ -8,12 +8,12 @@ import os
 
 import torch
 
-from encoder_service.admin import EncoderAdminService
 from encoder_service.loading import load_stage
 from encoder_service.service import EncoderService
 from encoder_service.stage import EncoderStage
 from triptych.config import DeploymentConfig
 from triptych.errors import Unavailable
+from triptych.rpc.actor_admin import ActorAdminService
 from triptych.rpc.server import RpcServer
 from triptych.rpc.tls import stage_server_credentials
 from triptych.transport.host import host_id, new_incarnation_id
@@ -110,7 +110,7 @@ class EncoderActor:
         )
         server.add(
             admin_pb2_grpc.add_AdminServiceServicer_to_server,
-            EncoderAdminService(self._describe),
+            ActorAdminService(self._describe),
             admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
         )
         stage.start()

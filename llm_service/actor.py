@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_service.admin import LlmAdminService
 from llm_service.collector import spare_the_collector
 from llm_service.embedder import BuildEmbedder, Embedder
 from llm_service.loading import LoadedModel
@@ -21,6 +20,7 @@ from llm_service.service import LanguageService
 from llm_service.stage import LlmStage
 from triptych.config import DeploymentConfig, LanguageSection
 from triptych.errors import ConfigurationError, Unavailable
+from triptych.rpc.actor_admin import ActorAdminService
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
 from triptych.rpc.tls import StageTls, stage_server_credentials
@@ -193,7 +193,7 @@ class LlmActor:
         )
         server.add(
             admin_pb2_grpc.add_AdminServiceServicer_to_server,
-            LlmAdminService(self._describe),
+            ActorAdminService(self._describe),
             admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
         )
 

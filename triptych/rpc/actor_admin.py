@@ -1,4 +1,4 @@
-"""What an LLM actor says about itself over AdminService."""
+"""What an actor says about itself over AdminService."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triptych.errors import NotFound
 from triptych.v1 import admin_pb2, admin_pb2_grpc
 
 
-class LlmAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
+class ActorAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
     """GetActorInfo about this actor. The topology and scaling are the router's: gRPC answers UNIMPLEMENTED here."""
 
     def __init__(self, describe: Callable[[], admin_pb2.ActorInfo]) -> None:
