@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from encoder_service.engines import load_engine
+from encoder_service.engines import EngineSource, load_engine
 from encoder_service.stage import EncoderStage, StageSettings
 from encoder_service.tickets import ProducedTensors
 from encoder_service.warm_up import warm_up
@@ -29,7 +29,7 @@ def _load_stage(config: DeploymentConfig, folder: Path, producer_id: str) -> Enc
     device = resolve_device(config.model)
     dtype = resolve_dtype(config.model, device)
     processing = MediaProcessing.from_folder(folder)
-    engine = load_engine(config.stages.encoder.engine, folder, model, dtype, device)
+    engine = load_engine(EngineSource(folder, model, dtype, device, config.stages.encoder))
     warm_up(engine, processing)
     produced = ProducedTensors(
         producer_id=producer_id,

@@ -71,7 +71,13 @@ class ActorSection(Section):
 
 
 class EncoderSection(ActorSection):
-    engine: str = Field("torch", description="Vision engine by name.")
+    engine: str = Field(
+        "auto",
+        description="Vision engine: auto (fused on a GPU that has Triton, else torch), torch or fused.",
+    )
+    max_graph_patches: int = Field(
+        2_048, ge=0, description="Batches of at most so many patches run as captured CUDA graphs (fused); 0: none."
+    )
     max_pending_patches: int = Field(
         262_144, ge=1, description="Admission: patches waiting or running; over it RESOURCE_EXHAUSTED."
     )

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from triptych.config import EncoderSection
 from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.grid import Grid
@@ -40,25 +41,39 @@ class VisionEngine(Protocol):
     def weights(self) -> WeightCount: ...
 
 
-LoadEngine = Callable[[Path, ModelConfig, torch.dtype, torch.device], VisionEngine]
+@dataclass(frozen=True)
+class EngineSource:
+    """What an engine is loaded from: a checkpoint's folder and its configuration, where and in which dtype it computes,
+    the operator's settings."""
+
+    folder: Path
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+    section: EncoderSection
+
+
+LoadEngine = Callable[[EngineSource], VisionEngine]
 
 
 def engine_registry() -> Mapping[str, LoadEngine]:
     """Engines by the name that stages.encoder.engine gives."""
+    from encoder_service.engines.fused import load_automatic_engine
     from encoder_service.engines.torch import TorchVisionEngine
 
-    return {"torch": TorchVisionEngine.load}
+    return {"auto": load_automatic_engine, "torch": TorchVisionEngine.load}
 
 
-def load_engine(name: str, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> VisionEngine:
+def load_engine(source: EngineSource) -> VisionEngine:
     """Loads the tower's weights, `visual.*` alone. Takes seconds: not for an event loop.
 
-    Raises ConfigurationError for an unknown name, ModelError for an unfit checkpoint.
+    Raises ConfigurationError for an unknown name or one that can't run here, ModelError for an unfit checkpoint.
     """
+    name = source.section.engine
     registry = engine_registry()
     if name not in registry:
         raise ConfigurationError(
             f"stages.encoder.engine is {name!r}, expected one of {', '.join(sorted(registry))}",
             field="stages.encoder.engine",
         )
-    return registry[name](folder, config, dtype, device)
+    return registry[name](source)

@@ -1,13 +1,11 @@
 """The engine that runs everywhere: the tower in plain torch."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from encoder_service.engines import WeightCount
-from triptych.models.qwen2_5_vl.config import ModelConfig
+from encoder_service.engines import EngineSource, WeightCount
 from triptych.models.qwen2_5_vl.grid import Grid
 from triptych.models.qwen2_5_vl.vision import VisionTower
 from triptych.models.qwen2_5_vl.weights import load_vision_tower
@@ -23,8 +21,8 @@ class TorchVisionEngine:
         self._tower = tower
 
     @classmethod
-    def load(cls, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> "TorchVisionEngine":
-        return cls(load_vision_tower(folder, config, dtype, device))
+    def load(cls, source: EngineSource) -> "TorchVisionEngine":
+        return cls(load_vision_tower(source.folder, source.config, source.dtype, source.device))
 
     @torch.inference_mode()
     def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
