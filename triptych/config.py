@@ -84,7 +84,16 @@ class EncoderSection(ActorSection):
     max_batch_patches: int = Field(65_536, ge=1, description="Patches fused into one packed forward.")
     batch_wait_ms: float = Field(2.0, ge=0, description="How long a lone item waits for company.")
     cache_bytes: int = Field(256 * MIB, ge=0, description="Embedding cache by content key.")
-    media_workers: int = Field(2, ge=1, description="Threads that decode and resize media.")
+    media: str = Field(
+        "auto",
+        description="Where media become patches: auto (gpu where the stage has one, else cpu), cpu or gpu.",
+    )
+    media_workers: int = Field(2, ge=1, description="Threads that decode and resize media on the CPU.")
+    media_bytes: int = Field(
+        1024 * MIB,
+        ge=1 * MIB,
+        description="Decoded pixels on the GPU at one time (gpu); a single picture that is larger goes alone.",
+    )
 
 
 class LanguageSection(ActorSection):
@@ -168,6 +177,14 @@ class LimitsSection(Section):
     max_text_bytes: int = Field(4 * MIB, ge=1, description="All text of one request.")
     max_stop_strings: int = Field(16, ge=0, description="Stop strings of one request.")
     max_new_tokens: int = Field(32_768, ge=1, description="Most that sampling.max_tokens may ask for.")
+    max_choices: int = Field(16, ge=1, le=1024, description="Most that sampling.n may ask for: answers of one prompt.")
+    max_logprobs: int = Field(
+        20, ge=0, le=1024, description="Most that sampling.logprobs may ask for: likeliest tokens told with each token."
+    )
+    max_logit_biases: int = Field(1_024, ge=0, description="Entries of sampling.logit_bias.")
+    max_constraint_bytes: int = Field(
+        65_536, ge=1, description="JSON schema, regular expression or list of texts that an answer is held to."
+    )
     max_pending_requests: int = Field(512, ge=1, description="Requests inside the router; over it RESOURCE_EXHAUSTED.")
     max_pending_bytes: int = Field(
         1_024 * MIB,
