@@ -12,7 +12,8 @@ from triptych.errors import ModelError
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.grid import Grid
 from triptych.models.qwen2_5_vl.vision import Segments, VisionTower
-from triptych.models.qwen2_5_vl.vision.layout import LayoutCache
+from triptych.models.qwen2_5_vl.vision.order import OrderCache
+from triptych.models.qwen2_5_vl.vision.rotary import INITIAL_POSITIONS
 from triptych.models.qwen2_5_vl.weights import load_vision_tower
 
 CPU = torch.device("cpu")
@@ -92,14 +93,23 @@ def test_another_attention_takes_over(checkpoint: Path, tower: VisionTower) -> N
     assert calls == [[0, 16, 24], [0, 24], [0, 16, 24], [0, 24]]
 
 
-def test_layout_cache_is_bounded_in_patches(tower: VisionTower) -> None:
-    cache = LayoutCache(tower.config, max_patches=100)
+def test_order_cache_is_bounded_in_patches(tower: VisionTower) -> None:
+    cache = OrderCache(tower.config, max_patches=100)
     for height in range(2, 40, 2):
-        cache.packed([Grid(1, height, 6)], CPU)
-        assert cache._num_patches == sum(height * width for height, width, _ in cache._tables)
-        assert cache._num_patches <= 100 or len(cache._tables) == 1
-    cache.packed([Grid(1, 2, 2), Grid(5, 4, 4)], CPU)
-    assert {key[:2] for key in cache._tables} == {(2, 2), (4, 4)}
+        cache.packed([Grid(1, height, 6)])
+        assert cache._num_patches == sum(height * width for height, width in cache._frames)
+        assert cache._num_patches <= 100 or len(cache._frames) == 1
+    cache.packed([Grid(1, 2, 2), Grid(5, 4, 4)])
+    assert set(cache._frames) == {(2, 2), (4, 4)}
+
+
+def test_a_frame_that_is_longer_than_the_rotary_table(
+    tower: VisionTower, reference: Qwen2_5_VLForConditionalGeneration
+) -> None:
+    grid = Grid(1, 2, INITIAL_POSITIONS + 2)
+    patches = random_patches([grid])
+    expected = expected_embeddings(reference, patches, [grid])
+    torch.testing.assert_close(tower(patches, [grid]), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("rows", "grids"), [(8, [Grid(1, 2, 2)]), (0, []), (6, [Grid(1, 2, 3)]), (0, [Grid(0, 2, 2)])])

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triptych.models.qwen2_5_vl.vision.order import Integers
+from triptych.models.qwen2_5_vl.vision.upload import upload
+
 
 @dataclass(frozen=True)
 class SegmentGroup:
@@ -29,13 +32,17 @@ class Segments:
     groups: tuple[SegmentGroup, ...]
 
     @classmethod
-    def from_lengths(cls, lengths: np.ndarray, device: torch.device) -> "Segments":
+    def from_lengths(cls, lengths: Integers, device: torch.device) -> "Segments":
         """From the lengths of consecutive segments, [num_segments] int64 on the host."""
-        starts = np.concatenate(([0], np.cumsum(lengths)))
+        starts = cumulative(lengths)
         distinct = np.unique(lengths).tolist()
-        groups = []
-        for length in distinct if len(distinct) > 1 else []:
-            rows = starts[:-1][lengths == length][:, None] + np.arange(length)
-            groups.append(SegmentGroup(length, torch.from_numpy(rows.reshape(-1)).to(device)))
-        cu_seqlens = torch.from_numpy(starts.astype(np.int32)).to(device)
-        return cls(cu_seqlens, distinct[-1], tuple(groups))
+        grouped = distinct if len(distinct) > 1 else []
+        rows = [(starts[:-1][lengths == length][:, None] + np.arange(length)).reshape(-1) for length in grouped]
+        cu_seqlens, *device_rows = upload([starts.astype(np.int32), *rows], device)
+        groups = tuple(SegmentGroup(length, of_group) for length, of_group in zip(grouped, device_rows, strict=True))
+        return cls(cu_seqlens, distinct[-1], groups)
+
+
+def cumulative(lengths: Integers) -> Integers:
+    """Where each of the consecutive segments starts, and the end."""
+    return np.concatenate(([0], np.cumsum(lengths)))
