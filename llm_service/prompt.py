@@ -34,11 +34,15 @@ class MediaSpan:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Token ids, one for every embedding row, and where each stands: positions int64 [3, num_tokens]."""
+    """Token ids, one for every embedding row, and where each stands: positions int64 [3, num_tokens].
+
+    num_generated: how many of the last ones an earlier attempt at the same answer generated.
+    """
 
     token_ids: tuple[int, ...]
     media: tuple[MediaSpan, ...]
     positions: NDArray[np.int64]
+    num_generated: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -64,7 +68,7 @@ class Prompt:
         given, _ = mrope_positions(token_ids[:num_given], grids, config)
         # Where the engine put them: one after the other, whatever their ids.
         generated = given[:, -1:] + torch.arange(1, num_generated + 1)
-        return cls(tuple(token_ids), tuple(media), torch.cat([given, generated], dim=1).numpy())
+        return cls(tuple(token_ids), tuple(media), torch.cat([given, generated], dim=1).numpy(), num_generated)
 
 
 def _check_token_ids(token_ids: Sequence[int], config: ModelConfig) -> None:

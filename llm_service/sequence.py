@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llm_service.answer_form import AnswerForm
 from llm_service.prompt import Prompt
 from triptych.sampling import SamplingParameters
 from triptych.v1 import common_pb2
@@ -58,6 +59,12 @@ class Sequence:
     sampling: SamplingParameters
     embeddings: tuple[Tensor, ...] | None = ()
     is_prefill_only: bool = False
+    # Other answers begin with the same pages: they are wanted even when the first token already ends this one.
+    is_prompt_shared: bool = False
+    # Which of the n answers of its request this is.
+    choice_index: int = 0
+    # Follows the tokens as they become known; the next token can be chosen only then.
+    form: AnswerForm | None = None
     # Tokens at which it ends, whatever they are; known when it is added to an engine.
     token_limit: int = NO_LIMIT
 
@@ -88,6 +95,15 @@ class Sequence:
         self.token_ids.append(first_token_id)
         self.num_computed_tokens = self.prompt.num_tokens
         self.parked_pages = pages
+        if self.form is not None:
+            self.form.accept(first_token_id)
+
+    def take_over_prompt(self, pages: Tensor) -> None:
+        """The same without a first token: it is chosen here, for which the last token of the prompt, which is text, is
+        computed once more."""
+        assert self.num_computed_tokens == 0 and self.num_generated_tokens == 0
+        self.num_computed_tokens = self.prompt.num_tokens - 1
+        self.parked_pages = pages
 
     def expect_token(self) -> None:
         """A step was launched that chooses the next token."""
@@ -99,6 +115,8 @@ class Sequence:
         assert self.token_ids[index] == PENDING_TOKEN
         self.token_ids[index] = token_id
         self.num_pending_tokens -= 1
+        if self.form is not None:
+            self.form.accept(token_id)
 
     def drop_pending(self) -> None:
         """The sequence ended with the last known token; what steps in flight add to it is not wanted."""
@@ -114,6 +132,16 @@ class Sequence:
     def is_complete(self) -> bool:
         """Nothing is to be computed any more, even if the last token is still pending."""
         return len(self.token_ids) >= self.token_limit
+
+    @property
+    def is_waiting_for_token(self) -> bool:
+        """What may come next depends on a token that a step in flight has yet to choose."""
+        return self.form is not None and self.num_pending_tokens > 0
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """Those of the answer, with what earlier attempts generated of it; pending ones included."""
+        return self.token_ids[self.prompt.num_tokens - self.prompt.num_generated :]
 
     @property
     def num_generated_tokens(self) -> int:
@@ -147,8 +175,8 @@ class Sequence:
         """What the media spans lay over the tokens [start, end); offsets count from `start`."""
         if start >= self.prompt.num_tokens or not self.prompt.media:
             return
-        assert self.embeddings is not None, "a prompt whose pages were imported is never computed here"
-        for span, embedding in zip(self.prompt.media, self.embeddings, strict=True):
+        for index, span in enumerate(self.prompt.media):
             first, last = max(start, span.offset), min(end, span.end)
             if first < last:
-                yield EmbeddingSlice(first - start, embedding, first - span.offset, last - span.offset)
+                assert self.embeddings is not None, "media whose pages were imported are never computed here"
+                yield EmbeddingSlice(first - start, self.embeddings[index], first - span.offset, last - span.offset)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triptych.config import DefaultsSection, LimitsSection
+from triptych.constraint import Constraint
 from triptych.errors import InvalidRequest, RequestTooLarge
 from triptych.v1 import common_pb2
 
 MAX_TEMPERATURE = 100.0
 MAX_STOP_TOKEN_IDS = 1_024
 SEED_BITS = 64
+MAX_PENALTY = 2.0
+MAX_REPETITION_PENALTY = 100.0
+MAX_LOGIT_BIAS = 100.0
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,27 @@ class SamplingParameters:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    n: int = 1
+    # None: not asked for; else how many of the likeliest tokens are told beside each chosen one.
+    logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    # Pairs of token id and what is added to its logit, by id.
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: Constraint | None = None
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
+
+    def of_choice(self, index: int) -> SamplingParameters:
+        """Those of one of the n answers, as a request of its own would have them."""
+        return replace(self, n=1, seed=choice_seed(self.seed, index))
 
     @classmethod
     def from_proto(
@@ -49,6 +70,13 @@ class SamplingParameters:
             stop_token_ids=tuple(message.stop_token_ids),
             ignore_eos=message.ignore_eos,
             min_tokens=message.min_tokens,
+            n=message.n if message.HasField("n") else 1,
+            logprobs=message.logprobs if message.HasField("logprobs") else None,
+            presence_penalty=message.presence_penalty,
+            frequency_penalty=message.frequency_penalty,
+            repetition_penalty=message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
+            logit_bias=_biases(message, limits),
+            constraint=Constraint.from_proto(message, limits),
         )
         parameters.check(limits)
         return parameters
@@ -82,6 +110,29 @@ class SamplingParameters:
                 f"sampling.stop_token_ids has {len(self.stop_token_ids)} ids, at most {MAX_STOP_TOKEN_IDS} are allowed",
                 field="sampling.stop_token_ids",
             )
+        self._check_extras(limits)
+
+    def _check_extras(self, limits: LimitsSection) -> None:
+        if not 1 <= self.n <= limits.max_choices:
+            raise _out_of_range("n", self.n, f"1 to {limits.max_choices} (limits.max_choices)")
+        if self.logprobs is not None and self.logprobs > limits.max_logprobs:
+            raise _out_of_range("logprobs", self.logprobs, f"at most {limits.max_logprobs} (limits.max_logprobs)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and abs(value) <= MAX_PENALTY):
+                raise _out_of_range(name, value, f"a number from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
+        penalty = self.repetition_penalty
+        if not (math.isfinite(penalty) and 0.0 < penalty <= MAX_REPETITION_PENALTY):
+            raise _out_of_range(
+                "repetition_penalty", penalty, f"a number above 0 and at most {MAX_REPETITION_PENALTY:g}; 1 is off"
+            )
+        for token, bias in self.logit_bias:
+            if not (math.isfinite(bias) and abs(bias) <= MAX_LOGIT_BIAS):
+                raise InvalidRequest(
+                    f"sampling.logit_bias[{token}] is {bias}, expected a number from {-MAX_LOGIT_BIAS:g} to "
+                    f"{MAX_LOGIT_BIAS:g}",
+                    field="sampling.logit_bias",
+                )
 
     def to_proto(self) -> common_pb2.SamplingParameters:
         """The same parameters with nothing left to a default: what the stages send each other."""
@@ -95,7 +146,39 @@ class SamplingParameters:
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             min_tokens=self.min_tokens,
+            n=self.n,
+            logprobs=self.logprobs,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=dict(self.logit_bias),
+            constraint=self.constraint.to_proto() if self.constraint is not None else None,
         )
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of answer `index` of several: that of the request for the first, others that have nothing to do with it
+    for the rest.
+
+    SplitMix64 (Steele, Lea, Flood 2014): the numbers that a generator seeded with `seed` gives.
+    """
+    if index == 0:
+        return seed
+    mask = 2**SEED_BITS - 1
+    mixed: int = (seed + index * 0x9E3779B97F4A7C15) & mask
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+    return mixed ^ (mixed >> 31)
+
+
+def _biases(message: common_pb2.SamplingParameters, limits: LimitsSection) -> tuple[tuple[int, float], ...]:
+    if len(message.logit_bias) > limits.max_logit_biases:
+        raise RequestTooLarge(
+            f"sampling.logit_bias has {len(message.logit_bias)} entries, at most {limits.max_logit_biases} are allowed "
+            "(limits.max_logit_biases)",
+            field="sampling.logit_bias",
+        )
+    return tuple(sorted(message.logit_bias.items()))
 
 
 def _out_of_range(name: str, value: float, expected: str) -> InvalidRequest:
