@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from router.api.admin_service import AdminService
+from router.api.answering import AnsweringService
 from router.api.inference_service import InferenceService
 from router.control.controller import Controller, Progress
 from router.control.launcher import Launcher
@@ -59,7 +60,7 @@ class RouterServer:
         self._rpc = RpcServer(config.router.host, config.router.port, config.limits.max_message_bytes)
         self._rpc.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-            InferenceService(self.dispatcher, config.defaults),
+            InferenceService(AnsweringService.over(self.dispatcher, config, name)),
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
         )
         self._rpc.add(

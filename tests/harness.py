@@ -23,6 +23,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from encoder_service.actor import EncoderActor
 from llm_service.actor import LlmActor
 from router.api.admin_service import AdminService
+from router.api.answering import AnsweringService
 from router.api.inference_service import InferenceService
 from router.control.colocated import build_embedder
 from router.control.membership import Member, Membership, StageName
@@ -86,7 +87,7 @@ class InProcessSystem:
         self._server = RpcServer("127.0.0.1", 0, config.limits.max_message_bytes)
         self._server.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-            InferenceService(self.dispatcher, config.defaults),
+            InferenceService(AnsweringService.over(self.dispatcher, config, "tiny")),
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
         )
         self._server.add(

@@ -13,6 +13,7 @@ import pytest
 from fake_actors import FakeSystem, token_at
 
 from router.api.admin_service import AdminService
+from router.api.answering import AnsweringService
 from router.api.inference_service import InferenceService
 from router.control.membership import StageName
 from triptych.client import AsyncClient, Client
@@ -47,7 +48,7 @@ async def serving(system: FakeSystem, scaler: RecordingScaler | None = None) -> 
     server = RpcServer("127.0.0.1", 0, system.config.limits.max_message_bytes)
     server.add(
         inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-        InferenceService(system.dispatcher, system.config.defaults),
+        InferenceService(AnsweringService.over(system.dispatcher, system.config, "tiny")),
         inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     )
     server.add(

@@ -1,0 +1,137 @@
+"""RouterMetrics: what the router counts about requests, for Prometheus. Names follow vLLM's, prefix triptych:."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from triptych.v1 import common_pb2, inference_pb2
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OUTCOME_OK = "ok"
+
+_TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+_E2E_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0)
+
+
+class RouterMetrics:
+    """A registry of its own for each router. Times are of the router: from a request's arrival to what it sends."""
+
+    def __init__(self, model_name: str, num_running: Callable[[], int]) -> None:
+        self._registry = registry = CollectorRegistry()
+        model = {"model_name": model_name}
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            metric = Histogram(f"triptych:{name}", text, ["model_name"], buckets=buckets, registry=registry)
+            return metric.labels(**model)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"triptych:{name}", text, ["model_name"], registry=registry).labels(**model)
+
+        self._outcomes = Counter(
+            "triptych:requests",
+            "Requests that ended, by API and outcome: ok, or the class of the error.",
+            ["model_name", "api", "outcome"],
+            registry=registry,
+        )
+        self._finished = Counter(
+            "triptych:request_success",
+            "Answers that were completed, by what ended them.",
+            ["model_name", "finished_reason"],
+            registry=registry,
+        )
+        self._model_name = model_name
+        self.ttft = histogram("time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS)
+        self.tpot = histogram(
+            "request_time_per_output_token_seconds", "Mean time of a request's tokens after the first.", _TOKEN_BUCKETS
+        )
+        self.itl = histogram("inter_token_latency_seconds", "Time between two tokens of an answer.", _TOKEN_BUCKETS)
+        self.e2e = histogram("e2e_request_latency_seconds", "Arrival to the end of the answer.", _E2E_BUCKETS)
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of answered requests.")
+        self._media_tokens = counter("media_tokens", "Part of the prompt tokens that stand for pictures and videos.")
+        self._cached_tokens = counter("cached_prompt_tokens", "Part of the prompt tokens found in a prefix cache.")
+        self._generation_tokens = counter("generation_tokens", "Tokens sent to clients.")
+        running = Gauge(
+            "triptych:num_requests_running", "Requests inside the router.", ["model_name"], registry=registry
+        )
+        running.labels(**model).set_function(num_running)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where other parts of the router add their metrics."""
+        return self._registry
+
+    def page(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def request(self, api: str) -> RequestMetrics:
+        """Begins the clock of a request that came over `api`."""
+        return RequestMetrics(self, api, time.monotonic())
+
+    def note_outcome(self, api: str, outcome: str) -> None:
+        """A request ended."""
+        self._outcomes.labels(model_name=self._model_name, api=api, outcome=outcome).inc()
+
+    def note_summary(self, summary: inference_pb2.GenerateSummary) -> None:
+        """An answer was completed."""
+        usage = summary.usage
+        self._prompt_tokens.inc(usage.prompt_tokens)
+        self._media_tokens.inc(usage.media_tokens)
+        self._cached_tokens.inc(usage.cached_prompt_tokens)
+        for reason in [choice.finish_reason for choice in summary.choices] or [summary.finish_reason]:
+            name = common_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+            self._finished.labels(model_name=self._model_name, finished_reason=name).inc()
+
+    def note_tokens(self, num_tokens: int) -> None:
+        """Tokens were sent to a client."""
+        self._generation_tokens.inc(num_tokens)
+
+
+class RequestMetrics:
+    """The clock of one request; `end` exactly once."""
+
+    def __init__(self, metrics: RouterMetrics, api: str, begun_at: float) -> None:
+        self._metrics = metrics
+        self._api = api
+        self._begun_at = begun_at
+        self._first_at = 0.0
+        self._last_at: dict[int, float] = {}
+        self._num_tokens = 0
+
+    def note(self, response: inference_pb2.GenerateResponse) -> None:
+        """A message on its way to the client."""
+        if response.WhichOneof("message") == "summary":
+            self._metrics.note_summary(response.summary)
+            return
+        chunk = response.chunk
+        num_tokens = len(chunk.token_ids)
+        if not num_tokens:
+            return
+        now = time.monotonic()
+        if not self._first_at:
+            self._first_at = now
+            self._metrics.ttft.observe(now - self._begun_at)
+        last_at = self._last_at.get(chunk.choice_index)
+        if last_at is not None:
+            for _ in range(num_tokens):  # Those that came together share the time since the last.
+                self._metrics.itl.observe((now - last_at) / num_tokens)
+        self._last_at[chunk.choice_index] = now
+        self._num_tokens += num_tokens
+        self._metrics.note_tokens(num_tokens)
+
+    def end(self, outcome: str) -> None:
+        """`outcome` is "ok" or an error's class."""
+        self._metrics.note_outcome(self._api, outcome)
+        if outcome != OUTCOME_OK:
+            return
+        now = time.monotonic()
+        self._metrics.e2e.observe(now - self._begun_at)
+        num_choices = max(1, len(self._last_at))
+        num_later = self._num_tokens - num_choices
+        if num_later > 0:
+            spent_s = max(self._last_at.values()) - self._first_at
+            self._metrics.tpot.observe(spent_s * num_choices / num_later)
