@@ -6,6 +6,7 @@ from triptych.config import LimitsSection
 from triptych.errors import InvalidRequest, RequestTooLarge, TriptychError
 from triptych.media.bounds import check_num_bytes, check_size
 from triptych.media.metered_reader import MeteredReader
+from triptych.media.orientation import QUARTER_TURNS, UPRIGHT
 from triptych.media.png import move_metadata_first
 from triptych.media.shapes import ImageShape
 from triptych.media.webp import read_canvas_size
@@ -21,7 +22,6 @@ _START_OF_SCAN = b"\xff\xda"
 # EXIF and TIFF tags.
 _ORIENTATION = 0x0112
 _IMAGE_WIDTH, _IMAGE_LENGTH = 0x0100, 0x0101
-_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def probe_image(data: bytes, limits: LimitsSection, field: str) -> ImageShape:
@@ -98,12 +98,18 @@ def _check_num_scans(data: bytes, field: str) -> None:
         raise InvalidRequest(f"{field} has {num_scans} scans, expected at most {MAX_JPEG_SCANS}", field=field)
 
 
-def _oriented_shape(image: ImageFile.ImageFile) -> ImageShape:
+def exif_orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation of an opened picture; 1, upright, where it has none or one that the standard lacks."""
     # The base class's getexif: PNG's own decodes the picture to look for metadata behind the pixels.
-    orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    orientation = Image.Image.getexif(image).get(_ORIENTATION, UPRIGHT)
+    return int(orientation) if orientation in range(1, 9) else UPRIGHT
+
+
+def _oriented_shape(image: ImageFile.ImageFile) -> ImageShape:
+    orientation = exif_orientation(image)
     width, height = image.size
     if image.format == "TIFF":
         # Some versions of Pillow swap a TIFF's size by its orientation when they open it, others when they load it.
         tags = image.tag_v2  # type: ignore[attr-defined]
         width, height = tags[_IMAGE_WIDTH], tags[_IMAGE_LENGTH]
-    return ImageShape(height, width) if orientation in _QUARTER_TURNS else ImageShape(width, height)
+    return ImageShape(height, width) if orientation in QUARTER_TURNS else ImageShape(width, height)

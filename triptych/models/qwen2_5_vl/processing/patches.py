@@ -28,6 +28,11 @@ class PatchFormat:
     std: tuple[float, float, float]
 
     @property
+    def patch_dim(self) -> int:
+        """Values of one patch."""
+        return NUM_CHANNELS * self.temporal_patch_size * self.patch_size**2
+
+    @property
     def factor(self) -> int:
         """Frame sides are multiples of this many pixels."""
         return self.patch_size * self.merge_size
@@ -49,7 +54,11 @@ class PatchFormat:
                 f"expected uint8 [frames, {NUM_CHANNELS}, height, width]",
                 field="media",
             )
-        frames = resize_frames(frames, height, width)
+        return self.cut_patches(resize_frames(frames, height, width))
+
+    def cut_patches(self, frames: Tensor) -> Tensor:
+        """`patches_of_size` of frames that have their final size."""
+        height, width = frames.shape[-2:]
         num_missing = -frames.shape[0] % self.temporal_patch_size
         if num_missing:
             frames = torch.cat([frames, frames[-1:].expand(num_missing, -1, -1, -1)])
