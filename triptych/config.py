@@ -29,10 +29,15 @@ MIB = 1024 * 1024
 
 
 class Mode(StrEnum):
-    """`disaggregated`: encoder actors and LLM actors without a tower. `colocated`: LLM actors that carry the tower."""
+    """`disaggregated`: encoder actors and LLM actors without a tower. `colocated`: LLM actors that carry the tower.
+
+    `auto`: LLM actors that prefill carry the tower beside encoder actors, and each request is encoded where that costs
+    less.
+    """
 
     DISAGGREGATED = "disaggregated"
     COLOCATED = "colocated"
+    AUTO = "auto"
 
 
 class DType(StrEnum):
@@ -44,6 +49,13 @@ class DType(StrEnum):
 class Quantization(StrEnum):
     NONE = "none"
     FP8 = "fp8"
+
+
+class Placement(StrEnum):
+    """How the processes of one actor are spread over nodes."""
+
+    STRICT_PACK = "strict_pack"
+    PACK = "pack"
 
 
 class ModelSection(Section):
@@ -81,9 +93,32 @@ class EncoderSection(ActorSection):
     max_pending_patches: int = Field(
         262_144, ge=1, description="Admission: patches waiting or running; over it RESOURCE_EXHAUSTED."
     )
-    max_batch_patches: int = Field(65_536, ge=1, description="Patches fused into one packed forward.")
-    batch_wait_ms: float = Field(2.0, ge=0, description="How long a lone item waits for company.")
-    cache_bytes: int = Field(256 * MIB, ge=0, description="Embedding cache by content key.")
+    batching: str = Field(
+        "shortest_work_first",
+        description="What goes into the next batch: shortest_work_first (with ageing) or first_come.",
+    )
+    ageing_s: float = Field(
+        0.5,
+        ge=0,
+        description="shortest_work_first: how long after its arrival an item of max_batch_patches may be overtaken by "
+        "smaller ones; smaller ones proportionally shorter.",
+    )
+    max_batch_patches: int = Field(
+        0, ge=0, description="Patches fused into one packed forward; a larger item goes alone; 0: by device."
+    )
+    batch_wait_ms: float = Field(
+        0.0, ge=0, description="How long a lone item waits for company; a batch that runs is company's time anyway."
+    )
+    activation_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of batches in work: forward pass, patches, decoded pixels, embeddings; an item that needs "
+        "more is refused; 0: by device.",
+    )
+    cache_bytes: int = Field(256 * MIB, ge=0, description="Embedding cache by content key, on the engine's device.")
+    host_cache_bytes: int = Field(
+        1024 * MIB, ge=0, description="What falls out of a GPU's cache, in pinned host memory; unused on a CPU."
+    )
     media: str = Field(
         "auto",
         description="Where media become patches: auto (gpu where the stage has one, else cpu), cpu or gpu.",
@@ -130,6 +165,17 @@ class LanguageSection(ActorSection):
     )
     max_context_tokens: int = Field(0, ge=0, description="Prompt and answer together; 0: what the model was made for.")
     enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes, each with num_cpus and num_gpus of its own, that share the weights and the KV cache of "
+        "one actor. Must divide the model's KV heads; may differ between prefill and decode.",
+    )
+    tensor_parallel_placement: Placement = Field(
+        Placement.STRICT_PACK,
+        description="Where an actor's processes run: strict_pack (on one node) or pack (on few).",
+    )
 
 
 class PrefillDecodeSection(LanguageSection):
@@ -210,7 +256,17 @@ class RouterSection(Section):
         8_000, ge=-1, le=65_535, description="Port of the OpenAI HTTP API; 0: any free port (printed), -1: none."
     )
     max_attempts: int = Field(4, ge=1, description="How often the walk of a request is begun when actors die under it.")
-    placement: str = Field("least_loaded", description="Placement policy by name.")
+    placement: str = Field(
+        "cache_aware",
+        description="Placement policy by name: cache_aware, least_loaded, power_of_two (many routers) or round_robin.",
+    )
+    stall_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Mode auto: how much a running answer is slowed while the tower of its own actor works; "
+        "1: it stands still.",
+    )
     media_workers: int = Field(2, ge=1, description="Threads that read media headers and tokenize.")
 
 
@@ -230,7 +286,8 @@ class DeploymentConfig(Section):
 
     mode: Mode = Field(
         Mode.DISAGGREGATED,
-        description="disaggregated: encoders apart. colocated: LLM actors carry the vision tower.",
+        description="disaggregated: encoders apart. colocated: LLM actors carry the vision tower. "
+        "auto: both, chosen for each request.",
     )
     model: ModelSection = ModelSection()
     stages: StagesSection = StagesSection()
@@ -249,7 +306,7 @@ class DeploymentConfig(Section):
             if stages.prefill_decode.replicas < 1:
                 raise ValueError("mode colocated needs stages.prefill_decode.replicas >= 1")
             return self
-        if stages.encoder.replicas < 1:
+        if self.mode is Mode.DISAGGREGATED and stages.encoder.replicas < 1:
             raise ValueError("mode disaggregated needs stages.encoder.replicas >= 1")
         is_split = stages.prefill.replicas >= 1 and stages.decode.replicas >= 1
         if not is_split and stages.prefill_decode.replicas < 1:

@@ -23,12 +23,16 @@ def actor_section(config: DeploymentConfig, stage: StageName) -> ActorSection:
 def actor_environment(
     config: DeploymentConfig, stage: StageName, environment: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Environment variables of an actor; the switch is set from the mode, on LLM actors only."""
+    """Environment variables of an actor; the switch is set from the mode, on LLM actors only.
+
+    In mode auto those that prefill carry a tower: decode actors never see a picture.
+    """
     outside = os.environ if environment is None else environment
     variables = {name: outside[name] for name in PASSED_ON if name in outside}
     variables["OMP_NUM_THREADS"] = str(actor_section(config, stage).num_threads)
     if stage is not StageName.ENCODER:
-        variables[SWITCH] = "1" if config.mode is Mode.DISAGGREGATED else "0"
+        has_tower = config.mode is Mode.COLOCATED or (config.mode is Mode.AUTO and stage is not StageName.DECODE)
+        variables[SWITCH] = "0" if has_tower else "1"
     return variables
 
 

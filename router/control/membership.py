@@ -51,7 +51,13 @@ class Member:
     model_fingerprint: str
     dtype: common_pb2.DataType
     multimodal_disaggregated: bool
+    num_kv_tokens: int = 0  # that its KV cache has room for; LLM actors
     state: admin_pb2.ActorState = admin_pb2.ACTOR_STATE_READY
+
+    @property
+    def has_tower(self) -> bool:
+        """An LLM actor that encodes pictures by itself."""
+        return self.stage is not StageName.ENCODER and not self.multimodal_disaggregated
 
     @classmethod
     def from_info(cls, info: admin_pb2.ActorInfo) -> Member:
@@ -65,6 +71,7 @@ class Member:
             model_fingerprint=info.model_fingerprint,
             dtype=info.dtype,
             multimodal_disaggregated=info.multimodal_disaggregated,
+            num_kv_tokens=info.language.total_pages * info.language.page_size,
             state=info.state or admin_pb2.ACTOR_STATE_READY,
         )
 

@@ -92,7 +92,7 @@ def check_scale(mode: Mode, wanted: Mapping[StageName, int], stage: StageName, n
                 field="num_actors",
             )
         return
-    if after[StageName.ENCODER] < 1:
+    if mode is Mode.DISAGGREGATED and after[StageName.ENCODER] < 1:
         raise InvalidRequest(
             f"{stage}={num_actors}: expected at least 1, in mode disaggregated nobody else can take a picture",
             field="num_actors",

@@ -14,8 +14,7 @@ from router.dispatch.answer_text import AnswerText
 from router.dispatch.channel_sweeper import ChannelSweeper
 from router.dispatch.generation import Generation, WalkResources
 from router.dispatch.loads import LoadLedger
-from router.dispatch.placement import create_placement_policy
-from router.dispatch.placer import Placer
+from router.dispatch.placer import Placer, PlacerSettings
 from router.dispatch.preparation import Preparation
 from router.dispatch.prepared_request import PreparedRequest
 from router.dispatch.stage_calls import StageCalls
@@ -43,9 +42,10 @@ class Dispatcher:
         self._loads = LoadLedger()
         self._sweeper = ChannelSweeper(channels, membership, self._loads)
         text = ModelConfig.from_folder(folder).text
-        policy = create_placement_policy(config.router.placement)
+        # bfloat16 or float32, by the actors' device: the larger one, as a cache holds at least what this says.
+        placer_settings = PlacerSettings(config, embedding_token_bytes=4 * text.hidden_size)
         self._resources = WalkResources(
-            placer=Placer(config.mode, membership, policy, self._loads),
+            placer=Placer(placer_settings, membership, self._loads),
             calls=StageCalls(channels, membership),
             streams=StepStreams(channels, membership),
             loads=self._loads,

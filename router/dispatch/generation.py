@@ -72,6 +72,7 @@ class Generation:
                     async for tokens in arriving:
                         self._token_ids.extend(tokens.token_ids)
                         yield tokens
+                self._resources.placer.note_walk(walk.record, self._request)
                 return
             except RETRYABLE as error:
                 if self.num_attempts >= self._max_attempts:

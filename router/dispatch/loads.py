@@ -8,21 +8,24 @@ from types import TracebackType
 
 @dataclass(frozen=True)
 class Load:
-    """Outstanding work of one actor in the units of its stage: patches (encode), prompt tokens (prefill), requests."""
+    """Outstanding work of one actor in the units of its stage: patches (encode), prompt tokens (prefill), tokens that
+    its KV pages are to hold and requests (decode)."""
 
     num_patches: int = 0
     num_prompt_tokens: int = 0
+    num_kv_tokens: int = 0
     num_requests: int = 0
 
     def __add__(self, other: Load) -> Load:
         return Load(
             self.num_patches + other.num_patches,
             self.num_prompt_tokens + other.num_prompt_tokens,
+            self.num_kv_tokens + other.num_kv_tokens,
             self.num_requests + other.num_requests,
         )
 
     def __sub__(self, other: Load) -> Load:
-        return self + Load(-other.num_patches, -other.num_prompt_tokens, -other.num_requests)
+        return self + Load(-other.num_patches, -other.num_prompt_tokens, -other.num_kv_tokens, -other.num_requests)
 
 
 NO_LOAD = Load()

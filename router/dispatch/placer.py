@@ -5,38 +5,60 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from random import Random
 
 from router.control.membership import Member, Membership, StageName
+from router.dispatch.cache_map import PREFIX_BLOCK_TOKENS, CacheMap
+from router.dispatch.encode_costs import EncodeCostMeter
+from router.dispatch.encode_place import EncodeChoice, EncodeContext, EncodeReason, choose_encode_place
 from router.dispatch.loads import LoadLedger
-from router.dispatch.placement import MediaWork, PlacementPolicy
+from router.dispatch.placement import Candidate, Chance, MediaWork, Placement, placement_policy
 from router.dispatch.prepared_request import PreparedRequest
-from triptych.config import Mode
+from router.dispatch.walk_record import WalkRecord
+from triptych.config import DeploymentConfig, Mode
 from triptych.errors import Unavailable
 from triptych.rpc.deadline import Deadline
 
+# Room of a KV cache whose actor did not say.
+_UNKNOWN_KV_TOKENS = 65_536
+
 
 @dataclass(frozen=True)
-class Placement:
-    """`encoders`: one for each media item, none when the LLM actor encodes. `prefill`: none when `decode` does both."""
+class PlacerSettings:
+    """embedding_token_bytes: of one token's embedding, to know how many pictures an encoder's cache holds."""
 
-    encoders: tuple[Member, ...]
-    prefill: Member | None
-    decode: Member
+    config: DeploymentConfig
+    embedding_token_bytes: int
 
     @property
-    def first_language_actor(self) -> Member:
-        """Who takes the embeddings."""
-        return self.prefill or self.decode
+    def is_auto(self) -> bool:
+        return self.config.mode is Mode.AUTO
+
+    @property
+    def needs_encoder(self) -> bool:
+        return self.config.mode is Mode.DISAGGREGATED
+
+    @property
+    def encoder_cache_bytes(self) -> int:
+        return self.config.stages.encoder.cache_bytes
 
 
 class Placer:
-    """Applies the placement policy to the members of the moment."""
+    """Applies the placement policy to the members of the moment, and remembers what it gave to whom."""
 
-    def __init__(self, mode: Mode, membership: Membership, policy: PlacementPolicy, loads: LoadLedger) -> None:
-        self._mode = mode
+    def __init__(
+        self, settings: PlacerSettings, membership: Membership, loads: LoadLedger, random: Random | None = None
+    ) -> None:
+        self._settings = settings
         self._membership = membership
-        self._policy = policy
         self._loads = loads
+        self._policy = placement_policy(settings.config.router.placement)
+        self._random = random or Random()
+        self._turn = 0
+        self._embeddings = CacheMap()
+        self._prefixes = CacheMap()
+        self._encode_costs = EncodeCostMeter()
+        membership.on_change(self._forget_the_gone)
 
     async def place(self, request: PreparedRequest, deadline: Deadline, avoid: Collection[str] = ()) -> Placement:
         """Actors for `request`, those in `avoid` only where there is no other.
@@ -56,35 +78,110 @@ class Placer:
             ) from None
         return self._choose(request, avoid)
 
+    def note_walk(self, record: WalkRecord, request: PreparedRequest) -> None:
+        """Learns from a walk that is over what encoding costs."""
+        self._encode_costs.note(record, sum(item.num_patches for item in request.media))
+
     def _choose(self, request: PreparedRequest, avoid: Collection[str]) -> Placement:
-        split = self._candidates(StageName.PREFILL, avoid) if self._membership.members(StageName.DECODE) else []
-        first = self._policy.choose_prefill([*self._candidates(StageName.PREFILL_DECODE, avoid), *split], self._loads)
-        encoders = self._choose_encoders(request, avoid) if first.multimodal_disaggregated else ()
+        chance = Chance(self._turn, self._random)
+        self._turn += 1
+        first = self._choose_prefill(request, avoid, chance)
+        choice = self._choose_encode_place(request, first)
+        encoders = self._choose_encoders(request, avoid, chance) if choice.uses_encoders else ()
         if first.stage is StageName.PREFILL_DECODE:
-            return Placement(encoders, prefill=None, decode=first)
-        decode = self._policy.choose_decode(self._candidates(StageName.DECODE, avoid), self._loads)
-        return Placement(encoders, prefill=first, decode=decode)
+            return Placement(encoders, None, first, choice.reason)
+        decodes = {member.actor_id: member for member in self._members(StageName.DECODE, avoid)}
+        decode = self._policy.decode([self._candidate(member) for member in decodes.values()], chance)
+        return Placement(encoders, first, decodes[decode.actor_id], choice.reason)
 
-    def _choose_encoders(self, request: PreparedRequest, avoid: Collection[str]) -> tuple[Member, ...]:
+    def _choose_prefill(self, request: PreparedRequest, avoid: Collection[str], chance: Chance) -> Member:
+        split = self._members(StageName.PREFILL, avoid) if self._membership.members(StageName.DECODE) else []
+        members = {member.actor_id: member for member in [*self._members(StageName.PREFILL_DECODE, avoid), *split]}
+        candidates = [
+            self._candidate(
+                member,
+                num_cached_tokens=PREFIX_BLOCK_TOKENS * self._prefixes.num_leading(actor_id, request.prefix_keys),
+            )
+            for actor_id, member in members.items()
+        ]
+        chosen = members[self._policy.prefill(len(request.token_ids), candidates, chance).actor_id]
+        room = chosen.num_kv_tokens or _UNKNOWN_KV_TOKENS
+        for key in request.prefix_keys:
+            self._prefixes.remember(chosen.actor_id, key, PREFIX_BLOCK_TOKENS, room)
+        return chosen
+
+    def _choose_encode_place(self, request: PreparedRequest, first: Member) -> EncodeChoice:
+        """Only mode auto has a choice."""
         if not request.media:
-            return ()
-        items = [MediaWork(item.content_key, item.num_patches) for item in request.media]
-        candidates = self._candidates(StageName.ENCODER, avoid)
-        return tuple(self._policy.choose_encoders(items, candidates, self._loads))
+            return EncodeChoice(False, EncodeReason.NO_MEDIA)
+        if not first.has_tower:
+            return EncodeChoice(True, EncodeReason.NO_TOWER)
+        encoders = self._membership.members(StageName.ENCODER) if self._settings.is_auto else []
+        load = self._loads.of(first.actor_id)
+        context = EncodeContext(
+            num_items=len(request.media),
+            num_patches=sum(item.num_patches for item in request.media),
+            num_uncached_patches=sum(
+                item.num_patches
+                for item in request.media
+                if not any(self._embeddings.holds(encoder.actor_id, item.content_key) for encoder in encoders)
+            ),
+            num_encoders=len(encoders),
+            encoder_backlog_patches=min((self._loads.of(e.actor_id).num_patches for e in encoders), default=0),
+            has_tower=True,
+            language_backlog_patches=load.num_patches,
+            num_running=load.num_requests,
+            stall_share=self._settings.config.router.stall_share,
+        )
+        return choose_encode_place(context, self._encode_costs.costs)
 
-    def _candidates(self, stage: StageName, avoid: Collection[str]) -> Sequence[Member]:
+    def _choose_encoders(self, request: PreparedRequest, avoid: Collection[str], chance: Chance) -> tuple[Member, ...]:
+        items = [MediaWork(item.content_key, item.num_patches) for item in request.media]
+        members = {member.actor_id: member for member in self._members(StageName.ENCODER, avoid)}
+        candidates = [
+            self._candidate(
+                member,
+                cached_content=frozenset(
+                    item.content_key for item in items if self._embeddings.holds(actor_id, item.content_key)
+                ),
+            )
+            for actor_id, member in members.items()
+        ]
+        chosen = self._policy.encoders(items, candidates, chance)
+        for item, candidate in zip(request.media, chosen, strict=True):
+            cost = item.num_tokens * self._settings.embedding_token_bytes
+            self._embeddings.remember(candidate.actor_id, item.content_key, cost, self._settings.encoder_cache_bytes)
+        return tuple(members[candidate.actor_id] for candidate in chosen)
+
+    def _candidate(
+        self, member: Member, *, cached_content: frozenset[str] = frozenset(), num_cached_tokens: int = 0
+    ) -> Candidate:
+        return Candidate(
+            actor_id=member.actor_id,
+            load=self._loads.of(member.actor_id),
+            cached_content=cached_content,
+            num_cached_tokens=num_cached_tokens,
+            num_kv_tokens=member.num_kv_tokens,
+        )
+
+    def _members(self, stage: StageName, avoid: Collection[str]) -> Sequence[Member]:
         members = self._membership.members(stage)
         return [member for member in members if member.actor_id not in avoid] or members
 
     def _missing_stage(self, request: PreparedRequest) -> StageName | None:
         """A stage without which the request can't be served now."""
         has = {stage: bool(self._membership.members(stage)) for stage in StageName}
-        if request.media and self._mode is Mode.DISAGGREGATED and not has[StageName.ENCODER]:
+        if request.media and self._settings.needs_encoder and not has[StageName.ENCODER]:
             return StageName.ENCODER
         if has[StageName.PREFILL_DECODE] or (has[StageName.PREFILL] and has[StageName.DECODE]):
             return None
-        if self._mode is Mode.COLOCATED:
+        if self._settings.config.mode is Mode.COLOCATED:
             return StageName.PREFILL_DECODE
         if has[StageName.DECODE]:
             return StageName.PREFILL
         return StageName.DECODE if has[StageName.PREFILL] else StageName.PREFILL
+
+    def _forget_the_gone(self) -> None:
+        present = {member.actor_id for member in self._membership.all_members()}
+        self._embeddings.retain(present)
+        self._prefixes.retain(present)

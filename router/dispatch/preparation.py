@@ -12,6 +12,7 @@ from typing import Literal
 
 from PIL import Image
 
+from router.dispatch.cache_map import prefix_keys
 from router.dispatch.client_fields import in_client_terms
 from router.dispatch.prepared_request import MediaItem, PreparedRequest
 from router.dispatch.request_check import check_request
@@ -57,15 +58,17 @@ class Preparation:
         grids = [_media_grid(item, layout) for (_, item), layout in zip(media, layouts, strict=True)]
         prompt = self._build_prompt(request, grids)
         num_free_tokens = self._num_free_tokens(prompt)
+        items = _items(media, layouts, prompt)
         return PreparedRequest(
             request_id=request.request_id or new_id(),
             token_ids=prompt.token_ids,
-            media=_items(media, layouts, prompt),
+            media=items,
             sampling=replace(
                 sampling,
                 max_tokens=min(sampling.max_tokens, num_free_tokens),
                 min_tokens=min(sampling.min_tokens, num_free_tokens),
             ),
+            prefix_keys=prefix_keys(prompt.token_ids, items),
             prepare_s=time.monotonic() - begun_at,
         )
 

@@ -31,13 +31,17 @@ class MediaItem:
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """`sampling.max_tokens` fits the context length already; `prepare_s` is how long the preparation took."""
+    """`sampling.max_tokens` fits the context length already; `prepare_s` is how long the preparation took.
+
+    prefix_keys: of the prompt's beginning, block by block (see `cache_map.prefix_keys`).
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
     media: tuple[MediaItem, ...]
     sampling: SamplingParameters
     prepare_s: float
+    prefix_keys: tuple[bytes, ...] = ()
 
     @property
     def num_media_tokens(self) -> int:

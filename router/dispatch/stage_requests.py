@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from router.control.membership import Member
-from router.dispatch.placer import Placement
+from router.dispatch.placement import Placement
 from router.dispatch.prepared_request import MediaItem, PreparedRequest
 from router.dispatch.tickets import TicketMaker
 from triptych.v1 import common_pb2, encoder_pb2, language_pb2
@@ -45,6 +45,16 @@ class StageRequests:
     def num_prompt_tokens(self) -> int:
         """Tokens to prefill."""
         return len(self.decode.prompt.token_ids)
+
+    @property
+    def num_patches(self) -> int:
+        """Of all media."""
+        return sum(item.grid.t * item.grid.h * item.grid.w for item in self.decode.prompt.media)
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Tokens whose keys and values the decode actor holds at most."""
+        return self.num_prompt_tokens + self.decode.sampling.max_tokens
 
     @classmethod
     def make(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
 
@@ -10,7 +11,7 @@ from router.control.membership import Member
 from router.dispatch.client_fields import in_client_terms
 from router.dispatch.first_cause import first_cause, wait_for_earlier_failures
 from router.dispatch.loads import Load, LoadHold, LoadLedger
-from router.dispatch.placer import Placement
+from router.dispatch.placement import Placement
 from router.dispatch.stage_calls import StageCalls
 from router.dispatch.stage_requests import EncodeShare, StageRequests
 from router.dispatch.step_streams import StepStreams
@@ -51,10 +52,13 @@ class Walk:
             patches = [
                 self._hold(held, share.encoder, Load(num_patches=share.num_patches)) for share in requests.shares
             ]
+            own_patches = 0 if requests.shares else requests.num_patches
             prompt = self._hold(
-                held, placement.first_language_actor, Load(num_prompt_tokens=requests.num_prompt_tokens)
+                held,
+                placement.first_language_actor,
+                Load(num_patches=own_patches, num_prompt_tokens=requests.num_prompt_tokens),
             )
-            self._hold(held, placement.decode, Load(num_requests=1))
+            self._hold(held, placement.decode, Load(num_kv_tokens=requests.num_kv_tokens, num_requests=1))
             steps = held.enter_context(self._streams.subscribe(placement.decode, requests.walk_id))
             try:
                 async with asyncio.TaskGroup() as group:
@@ -73,8 +77,9 @@ class Walk:
 
     async def _encode(self, share: EncodeShare, load: LoadHold, deadline: Deadline) -> None:
         async with self._leg(share.encoder, (), share.client_fields):
+            begun_at = time.monotonic()
             response = await self._calls.encode(share.encoder, share.request, deadline)
-            self.record.encode_results.extend(response.results)
+            self.record.note_encoded(response, time.monotonic() - begun_at)
             load.release()
 
     async def _prefill(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from router.dispatch.placer import Placement
+from router.dispatch.placement.placement import Placement
 from triptych.v1 import encoder_pb2, inference_pb2, language_pb2
 
 
@@ -16,6 +16,7 @@ class WalkRecord:
     encode_results: list[encoder_pb2.EncodeResult] = field(default_factory=list)
     prefill: language_pb2.PrefillResponse | None = None
     decode: language_pb2.DecodeResponse | None = None
+    encode_call_overhead_s: float = 0.0  # the slowest encode call less the encoder's own time
     num_decoded: int = 0  # tokens that came on the step stream
     is_answered: bool = False  # the last token was passed on
     failed_actors: set[str] = field(default_factory=set)
@@ -24,6 +25,21 @@ class WalkRecord:
     def cached_prompt_tokens(self) -> int:
         """Prompt tokens found in the prefix cache."""
         return self._prefilled.cached_prompt_tokens
+
+    def note_encoded(self, response: encoder_pb2.EncodeResponse, call_s: float) -> None:
+        """An encoder's answer, and how long the call took."""
+        encoder_s = max((r.queue_s + r.preprocess_s + r.encode_s for r in response.results), default=0.0)
+        self.encode_call_overhead_s = max(self.encode_call_overhead_s, call_s - encoder_s)
+        self.encode_results.extend(response.results)
+
+    @property
+    def encode_s(self) -> float:
+        """By the LLM actor's own tower, 0 where an encoder did it."""
+        return self._prefilled.encode_s
+
+    @property
+    def embedding_transfer_s(self) -> float:
+        return self._prefilled.embedding_transfer_s
 
     def fill_timings(self, timings: inference_pb2.Timings) -> None:
         """Writes the stages' own figures; encode figures are of the slowest item."""
@@ -44,6 +60,7 @@ class WalkRecord:
         route.encoder_actors.extend(dict.fromkeys(member.actor_id for member in placement.encoders))
         route.prefill_actor = placement.first_language_actor.actor_id
         route.decode_actor = placement.decode.actor_id
+        route.encode_reason = placement.encode_reason
         route.embedding_lanes.extend(self._prefilled.embedding_lanes)
         if self.decode is not None:
             route.kv_lane = self.decode.kv_lane

@@ -11,7 +11,7 @@ import grpc
 from attack_helpers import QUESTION, Attacker, Outcome, circle, failure, image_part, text_part, user_request
 
 from router.control.membership import Member, StageName
-from router.dispatch.placer import Placement
+from router.dispatch.placement import Placement
 from router.dispatch.preparation import Preparation
 from router.dispatch.stage_requests import StageRequests
 from router.dispatch.tickets import TicketMaker

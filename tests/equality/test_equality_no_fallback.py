@@ -14,7 +14,7 @@ from equality_runs import ask_together, infos
 from harness import ONE_OF_EACH, ONE_OF_TWO, TWO_ENCODERS, InProcessSystem, Topology
 
 from router.control.membership import Member, StageName
-from router.dispatch.placer import Placement
+from router.dispatch.placement import Placement
 from router.dispatch.preparation import Preparation
 from router.dispatch.stage_requests import StageRequests
 from router.dispatch.tickets import TicketMaker

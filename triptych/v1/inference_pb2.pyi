@@ -126,17 +126,19 @@ class Timings(_message.Message):
     def __init__(self, total_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prepare_s: _Optional[float] = ..., encode_queue_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., embedding_transfer_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., kv_transfer_s: _Optional[float] = ..., decode_s: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("encoder_actors", "prefill_actor", "decode_actor", "embedding_lanes", "kv_lane", "attempts")
+    __slots__ = ("encoder_actors", "prefill_actor", "decode_actor", "embedding_lanes", "kv_lane", "attempts", "encode_reason")
     ENCODER_ACTORS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ACTOR_FIELD_NUMBER: _ClassVar[int]
     DECODE_ACTOR_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_LANES_FIELD_NUMBER: _ClassVar[int]
     KV_LANE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_REASON_FIELD_NUMBER: _ClassVar[int]
     encoder_actors: _containers.RepeatedScalarFieldContainer[str]
     prefill_actor: str
     decode_actor: str
     embedding_lanes: _containers.RepeatedScalarFieldContainer[str]
     kv_lane: str
     attempts: int
-    def __init__(self, encoder_actors: _Optional[_Iterable[str]] = ..., prefill_actor: _Optional[str] = ..., decode_actor: _Optional[str] = ..., embedding_lanes: _Optional[_Iterable[str]] = ..., kv_lane: _Optional[str] = ..., attempts: _Optional[int] = ...) -> None: ...
+    encode_reason: str
+    def __init__(self, encoder_actors: _Optional[_Iterable[str]] = ..., prefill_actor: _Optional[str] = ..., decode_actor: _Optional[str] = ..., embedding_lanes: _Optional[_Iterable[str]] = ..., kv_lane: _Optional[str] = ..., attempts: _Optional[int] = ..., encode_reason: _Optional[str] = ...) -> None: ...
