@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from llm_service.logprobs import TokenLogprob
 from llm_service.runner import LaunchedStep, Runner
 from llm_service.scheduler import Chunk, Scheduler
 from llm_service.sequence import FinishReason, Sequence, SequenceState
@@ -29,8 +30,9 @@ Result = TypeVar("Result")
 class StepOutput:
     """What one step did for one sequence. The last output of a sequence has a finish_reason, kv_pages or an error.
 
-    kv_pages: the prompt's pages of a prefill-only sequence that goes on elsewhere,
+    kv_pages: the prompt's pages of a prefill-only sequence that goes on elsewhere, or others from it,
     [num_pages, num_layers, 2, page_size, num_kv_heads, head_dim], on the host.
+    logprob: of the one token, where the request asked for it.
     """
 
     sequence: Sequence
@@ -38,6 +40,7 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     kv_pages: Tensor | None = None
     error: TriptychError | None = None
+    logprob: TokenLogprob | None = None
 
     @property
     def is_last(self) -> bool:
@@ -195,6 +198,7 @@ class Engine:
         while len(self._in_flight) > num_kept:
             step = self._in_flight.popleft()
             tokens = step.read()
+            logprobs = step.logprobs()
             self.counters.num_steps += 1
             for chunk, token in zip(step.chunks, tokens, strict=True):
                 # One that ended or was aborted after the launch takes nothing more.
@@ -202,22 +206,22 @@ class Engine:
                     continue
                 self.scheduler.publish(chunk)
                 if token is not None:
-                    outputs.append(self._accept(chunk, token))
+                    outputs.append(self._accept(chunk, token, logprobs.get(chunk.sequence)))
 
-    def _accept(self, chunk: Chunk, token: int) -> StepOutput:
+    def _accept(self, chunk: Chunk, token: int, logprob: TokenLogprob | None) -> StepOutput:
         """Books the next token of a sequence; when that fails, for want of memory for its pages, it ends alone."""
         try:
-            return self._book(chunk.sequence, chunk.end, token)
+            return self._book(chunk.sequence, chunk.end, token, logprob)
         except Exception as error:
             return self._fail(chunk.sequence, error)
 
-    def _book(self, sequence: Sequence, index: int, token: int) -> StepOutput:
+    def _book(self, sequence: Sequence, index: int, token: int, logprob: TokenLogprob | None) -> StepOutput:
         sequence.receive_token(index, token)
         self._count(sequence)
         finish_reason = self.finish_reason(sequence, index + 1)
-        is_handed_over = sequence.is_prefill_only and finish_reason is None
+        is_handed_over = sequence.is_prefill_only and (finish_reason is None or sequence.is_prompt_shared)
         kv_pages = self.scheduler.export_pages(sequence) if is_handed_over else None
-        output = StepOutput(sequence, (token,), finish_reason, kv_pages)
+        output = StepOutput(sequence, (token,), finish_reason, kv_pages, logprob=logprob)
         if output.is_last:
             sequence.drop_pending()
             sequence.finished_s = time.monotonic()
@@ -236,6 +240,8 @@ class Engine:
         """Why the sequence ends with the last of its first `num_tokens` tokens (all of them), if it does."""
         num_tokens = num_tokens or sequence.num_tokens
         if sequence.token_ids[num_tokens - 1] in self.runner.sampler.stop_token_ids(sequence):
+            return FinishReason.STOP
+        if sequence.form is not None and sequence.form.is_complete:
             return FinishReason.STOP
         is_at_max_tokens = num_tokens - sequence.prompt.num_tokens >= sequence.sampling.max_tokens
         if is_at_max_tokens or num_tokens >= self.max_sequence_tokens:

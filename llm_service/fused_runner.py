@@ -25,6 +25,7 @@ from llm_service.attention.triton import (
 from llm_service.decode_graphs import DecodeGraphs
 from llm_service.fused_sampler import FusedSampler
 from llm_service.kv_cache import PagedKvCache
+from llm_service.logprobs import StepLogprobs, TokenLogprob
 from llm_service.page_pool import PAGE_TYPECODE
 from llm_service.prompt import Prompt
 from llm_service.runner import Progress
@@ -57,6 +58,7 @@ class _FusedStep:
     chunks: list[Chunk]
     rows: list[int | None]
     tokens: NDArray[np.int64]
+    step_logprobs: StepLogprobs | None
     done: torch.cuda.Event | None
 
     def read(self) -> list[int | None]:
@@ -64,6 +66,9 @@ class _FusedStep:
             self.done.synchronize()
         tokens = self.tokens.tolist()
         return [None if row is None else tokens[row] for row in self.rows]
+
+    def logprobs(self) -> Mapping[Sequence, TokenLogprob]:
+        return self.step_logprobs.read() if self.step_logprobs is not None else {}
 
 
 class FusedModelRunner:
@@ -254,11 +259,14 @@ class FusedModelRunner:
         self._turn = (self._turn + 1) % len(self._results)
         result = self._results[self._turn][:num_rows]
         result.copy_(self._sampled[:num_rows], non_blocking=True)
+        logprobs = self.sampler.take_logprobs()
+        if logprobs is not None:
+            logprobs = logprobs.to_host()
         done = None
         if self.cache.device.type == "cuda":
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        return _FusedStep(chunks, rows, result.numpy(), done)
+        return _FusedStep(chunks, rows, result.numpy(), logprobs, done)
 
     def _check_positions(self, chunk: Chunk) -> None:
         sequence = chunk.sequence

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_service.sampler import StopTokens, keep_top
+from llm_service.logit_rules import LogitRules
+from llm_service.sampler import keep_top
 from llm_service.sequence import Sequence
 from llm_service.upload import Array, FieldSpec
 from triptych.kernels.sample import sample
 
 
-class FusedSampler(StopTokens):
+class FusedSampler(LogitRules):
     """Draws by Gumbel noise of (seed, position, token), so a draw depends on neither batch nor route.
 
-    Rows with top-k, top-p or tokens that must not come yet are sampled a second time, by themselves: `sample` is the
-    same for every step, and can be part of a captured graph.
+    Rows with top-k, top-p or rules for their logits are sampled a second time, by themselves: `sample` is the same for
+    every step, and can be part of a captured graph. `special` and `resample` belong to one step, in that order.
     """
 
     @staticmethod
@@ -42,48 +43,39 @@ class FusedSampler(StopTokens):
 
     def special(self, sequences: Seq[Sequence]) -> dict[str, Array]:
         """What `resample` needs for those rows that `sample` does not serve; empty when there are none."""
-        rows = [row for row, sequence in enumerate(sequences) if _is_special(sequence)]
+        rows = [
+            row
+            for row, sequence in enumerate(sequences)
+            if sequence.is_special or len(sequence.token_ids) < sequence.num_tokens_before_end
+        ]
         if not rows:
             return {}
-        banned = [
-            (row, token)
-            for row in rows
-            if sequences[row].num_generated_tokens < sequences[row].sampling.min_tokens
-            for token in self.stop_token_ids(sequences[row])
-        ]
-        is_cut = any(_is_cut(sequences[row]) for row in rows)
-        return {
-            "special_rows": np.array(rows, np.int64),
-            "banned": np.array(banned, np.int64).reshape(-1, 2).T.copy(),
-            "top_k": np.array([sequences[row].sampling.top_k for row in rows] if is_cut else [], np.int64),
-            "top_p": np.array([sequences[row].sampling.top_p for row in rows] if is_cut else [], np.float32),
-        }
+        chosen = [sequences[row] for row in rows]
+        fields = {"special_rows": np.array(rows, np.int64), **self.plan(chosen)}
+        if any(sequence.sampling.is_cut for sequence in chosen):
+            fields["top_k"] = np.array([sequence.sampling.top_k for sequence in chosen], np.int64)
+            fields["top_p"] = np.array([sequence.sampling.top_p for sequence in chosen], np.float32)
+        return fields
 
     @staticmethod
     def sample(logits: Tensor, fields: Mapping[str, Tensor], out: Tensor, *, pdl: bool = False) -> None:
         """One token for each row of logits [N, vocab] to out [N], int64."""
         sample(logits, fields["temperatures"], fields["seeds"], fields["sample_positions"], out=out, pdl=pdl)
 
-    @staticmethod
-    def resample(logits: Tensor, fields: Mapping[str, Tensor], special: Mapping[str, Tensor], out: Tensor) -> None:
-        """Samples the special rows again, with what they ask for. Overwrites logits."""
-        rows, banned = special["special_rows"], special["banned"]
-        logits.index_put_((banned[0], banned[1]), logits.new_full((), -torch.inf))
+    def resample(
+        self, logits: Tensor, fields: Mapping[str, Tensor], special: Mapping[str, Tensor], out: Tensor
+    ) -> None:
+        """Samples the special rows again, with what they ask for."""
+        rows = special["special_rows"]
         chosen = logits.index_select(0, rows).float()
+        raw = self.apply(chosen, special)
         temperatures = fields["temperatures"].index_select(0, rows)
-        if special["top_k"].numel():
+        if "top_k" in special:
             scale = torch.where(temperatures > 0, temperatures, 1.0)[:, None]
             scaled = (chosen - chosen.amax(-1, keepdim=True)) / scale
             kept = keep_top(scaled, special["top_k"], special["top_p"])
             chosen = chosen.masked_fill(kept == -torch.inf, -torch.inf)
         seeds, positions = (fields[name].index_select(0, rows) for name in ("seeds", "sample_positions"))
-        out.index_copy_(0, rows, sample(chosen, temperatures, seeds, positions))
-
-
-def _is_cut(sequence: Sequence) -> bool:
-    sampling = sequence.sampling
-    return not sampling.is_greedy and (sampling.top_k > 0 or sampling.top_p < 1.0)
-
-
-def _is_special(sequence: Sequence) -> bool:
-    return sequence.sampling.min_tokens > sequence.num_generated_tokens or _is_cut(sequence)
+        tokens = sample(chosen, temperatures, seeds, positions)
+        out.index_copy_(0, rows, tokens)
+        self.finish(tokens, raw, special)

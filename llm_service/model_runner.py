@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llm_service.attention.base import PagedAttention, StepLayout
 from llm_service.kv_cache import PagedKvCache
+from llm_service.logprobs import StepLogprobs, TokenLogprob
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Chunk
 from llm_service.sequence import PENDING_TOKEN, Sequence
@@ -24,9 +25,13 @@ class ComputedStep:
 
     chunks: list[Chunk]
     tokens: list[int | None]
+    step_logprobs: StepLogprobs | None
 
     def read(self) -> list[int | None]:
         return self.tokens
+
+    def logprobs(self) -> dict[Sequence, TokenLogprob]:
+        return self.step_logprobs.read() if self.step_logprobs is not None else {}
 
 
 class ModelRunner:
@@ -64,7 +69,9 @@ class ModelRunner:
             tokens = self.sampler.sample(logits, sampled)
         self._last_tokens = dict(zip(sampled, tokens, strict=True))
         return ComputedStep(
-            chunks, [self._last_tokens[chunk.sequence] if chunk.is_sampled else None for chunk in chunks]
+            chunks,
+            [self._last_tokens[chunk.sequence] if chunk.is_sampled else None for chunk in chunks],
+            self.sampler.take_logprobs(),
         )
 
     def _layout(self, chunks: Seq[Chunk]) -> StepLayout:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from llm_service.sampler import StopTokens
+from llm_service.logit_rules import StopTokens
+from llm_service.logprobs import TokenLogprob
 from llm_service.scheduler import Chunk
+from llm_service.sequence import Sequence
 
 Progress = Callable[[int, int], None]
 """Called with how many parts of a preparation are done, and of how many."""
@@ -22,6 +24,10 @@ class LaunchedStep(Protocol):
 
     def read(self) -> list[int | None]:
         """Waits for the step. The next token of each chunk that is sampled, None for the others."""
+        ...
+
+    def logprobs(self) -> Mapping[Sequence, TokenLogprob]:
+        """After `read`: those of the next tokens of the sequences that asked for them."""
         ...
 
 

@@ -9,22 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llm_service.logit_rules import LogitRules
 from llm_service.sequence import Sequence
 
 
-class StopTokens:
-    """Which tokens end a sequence."""
-
-    def __init__(self, eos_token_ids: Seq[int]) -> None:
-        self.eos_token_ids = tuple(eos_token_ids)
-
-    def stop_token_ids(self, sequence: Sequence) -> tuple[int, ...]:
-        """The tokens that end this sequence."""
-        sampling = sequence.sampling
-        return sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *self.eos_token_ids)
-
-
-class Sampler(StopTokens):
+class Sampler(LogitRules):
     """Greedy, temperature, top-k, top-p; nothing is sorted unless top-k or top-p was asked for.
 
     A draw depends on the seed, the place of the token in the sequence and the logits, and on nothing else: not on the
@@ -33,19 +22,17 @@ class Sampler(StopTokens):
 
     def sample(self, logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
         """One token for each row of logits [N, vocab], float32, which may be overwritten."""
-        self._suppress_stop_tokens(logits, sequences)
+        plan = self.plan(sequences)
+        fields = {name: torch.from_numpy(array).to(logits.device) for name, array in plan.items()}
+        raw = self.apply(logits, fields)
         tokens = logits.argmax(-1)
         rows = [row for row, sequence in enumerate(sequences) if not sequence.sampling.is_greedy]
         if rows:
             index = torch.tensor(rows, device=logits.device)
             tokens[index] = self._draw(logits[index], [sequences[row] for row in rows])
+        self.finish(tokens, raw, fields)
         result: list[int] = tokens.tolist()
         return result
-
-    def _suppress_stop_tokens(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
-        for row, sequence in enumerate(sequences):
-            if sequence.num_generated_tokens < sequence.sampling.min_tokens:
-                logits[row, list(self.stop_token_ids(sequence))] = -torch.inf
 
     def _draw(self, logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
         temperatures = torch.tensor([sequence.sampling.temperature for sequence in sequences], dtype=torch.float64)

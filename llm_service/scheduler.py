@@ -184,7 +184,8 @@ class Scheduler:
 
     def _share_out_tokens(self) -> list[Chunk]:
         budget = self.section.max_step_tokens
-        unfinished = [sequence for sequence in self.running if not sequence.is_complete]
+        # What is held to a form waits for its last token: a loop that runs ahead takes it along every other step.
+        unfinished = [s for s in self.running if not s.is_complete and not s.is_waiting_for_token]
         decoding = [sequence for sequence in unfinished if sequence.num_uncomputed_tokens == 1]
         prompts = [sequence for sequence in unfinished if sequence.num_uncomputed_tokens > 1]
         if self._is_burst(decoding, prompts):

@@ -71,6 +71,10 @@ class Sequence:
     state: SequenceState = SequenceState.WAITING
     token_ids: list[int] = field(init=False)
     last_prompt_position: tuple[int, ...] = field(init=False)
+    # Looked at in every step, so worked out once: is more asked for than greedy or plain temperature, and so many
+    # tokens there must be before the next one may end the answer.
+    is_special: bool = field(init=False)
+    num_tokens_before_end: int = field(init=False)
     # Both run ahead of the device: they count what steps in flight compute and choose.
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
@@ -88,6 +92,8 @@ class Sequence:
         assert self.embeddings is None or len(self.embeddings) == len(self.prompt.media)
         self.token_ids = list(self.prompt.token_ids)
         self.last_prompt_position = tuple(self.prompt.positions[:, -1].tolist())
+        self.is_special = self.form is not None or self.sampling.is_special
+        self.num_tokens_before_end = self.prompt.num_tokens + self.sampling.min_tokens
 
     def take_over(self, first_token_id: int, pages: Tensor) -> None:
         """The prompt was computed elsewhere: here are all its KV pages, and the token that follows it."""

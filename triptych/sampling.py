@@ -50,6 +50,17 @@ class SamplingParameters:
     def has_penalties(self) -> bool:
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
 
+    @property
+    def is_cut(self) -> bool:
+        """Only some of the tokens may be drawn."""
+        return not self.is_greedy and (self.top_k > 0 or self.top_p < 1.0)
+
+    @property
+    def is_special(self) -> bool:
+        """More is asked for than to choose by temperature. (Minimum lengths are over after the first tokens.)"""
+        is_changed = self.has_penalties or bool(self.logit_bias) or self.constraint is not None
+        return is_changed or self.is_cut or self.logprobs is not None
+
     def of_choice(self, index: int) -> SamplingParameters:
         """Those of one of the n answers, as a request of its own would have them."""
         return replace(self, n=1, seed=choice_seed(self.seed, index))
