@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llm_service.attention.triton import StepShape, TritonStep, fill_block_table
 from llm_service.fused_sampler import FusedSampler
+from llm_service.graph_capture import GraphCapture
 from llm_service.kv_cache import PagedKvCache
 from llm_service.runner import Progress
 from llm_service.scheduler import Chunk
@@ -90,7 +91,7 @@ class DecodeGraphs:
         """Largest first: the memory of one graph then holds that of all smaller ones."""
         started_s = time.monotonic()
         buckets = sorted(batch_buckets(self.max_batch), reverse=True)
-        capture = None if self._stream is None else _Capture(self._stream)
+        capture = None if self._stream is None else GraphCapture(self._stream)
         for index, batch in enumerate(buckets):
             self._buckets[batch] = self._new_bucket(batch, capture, self._choice(batch))
             progress(index + 1, len(buckets))
@@ -123,7 +124,7 @@ class DecodeGraphs:
     def _time_ms(self, batch: int, choice: StepChoice) -> float:
         """Milliseconds of a captured step at a usual context, every sequence with pages of its own."""
         assert self._stream is not None
-        bucket = self._new_bucket(batch, _Capture(self._stream), choice)
+        bucket = self._new_bucket(batch, GraphCapture(self._stream), choice)
         num_tokens = min(_TUNING_CONTEXT, self._tables.shape[1] * self.cache.page_size)
         pages = torch.arange(self._tables.numel(), device=self.cache.device).view_as(self._tables)
         self._tables.copy_(pages % self.cache.num_pages)
@@ -180,7 +181,7 @@ class DecodeGraphs:
             host[name][...] = array
         return tail
 
-    def _new_bucket(self, batch: int, capture: _Capture | None, choice: StepChoice) -> _Bucket:
+    def _new_bucket(self, batch: int, capture: GraphCapture | None, choice: StepChoice) -> _Bucket:
         fields = self._upload.fields(_specs(batch))
         device = fields.device
         # Padding alone, so nothing is stored while the graph is made.
@@ -196,31 +197,6 @@ class DecodeGraphs:
             self._compute(batch, device, attention, choice.skinny)
 
         return _Bucket(fields, attention, compute if capture is None else capture.of(compute))
-
-
-class _Capture:
-    """Captures graphs that share their memory: they are replayed one at a time."""
-
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = stream
-
-    def of(self, compute: Callable[[], None]) -> Callable[[], None]:
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            # Once outside of the capture: kernels are compiled and loaded, libraries take their work space.
-            compute()
-            self._stream.synchronize()
-            # Other threads may use the device meanwhile.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                compute()
-            finally:
-                graph.capture_end()
-        current.wait_stream(self._stream)
-        return graph.replay
 
 
 def _specs(batch: int) -> dict[str, FieldSpec]:

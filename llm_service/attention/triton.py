@@ -82,6 +82,12 @@ class StepShape:
         """One new token for each of `batch` sequences of at most `num_pages` pages."""
         return cls(batch, batch, 0, num_pages, 0, batch, (), (), "")
 
+    @classmethod
+    def of_chunks(cls, num_decodes: int, num_chunks: int, num_chunk_tokens: int, num_pages: int) -> StepShape:
+        """Decodes, and chunks of so many tokens in all, of sequences of at most `num_pages` pages."""
+        num_tokens = num_decodes + num_chunk_tokens
+        return cls(num_tokens, num_decodes, num_chunks, num_pages, num_pages, num_tokens, (), (), "")
+
     @property
     def num_query_rows(self) -> int:
         """Rows a query buffer needs, so that each prompt's filled-up view lies inside it."""
