@@ -82,6 +82,28 @@ class ActorSection(Section):
     num_threads: int = Field(1, ge=1, description="Threads of the stage's CPU arithmetic (OMP_NUM_THREADS).")
 
 
+class VisionPrecision(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class TensorRTSection(Section):
+    """The vision engine tensorrt: for which sizes it is built, and where built engines are kept (docs/tensorrt.md)."""
+
+    min_patches: int = Field(4, ge=1, description="Fewest patches of one call; fewer are filled up with blank ones.")
+    opt_patches: int = Field(4_784, ge=1, description="Patches of the call to be fastest at: one 720p picture.")
+    max_patches: int = Field(
+        0, ge=0, description="Most patches of one call; 0: the largest picture of the model's own processing."
+    )
+    precision: VisionPrecision = Field(VisionPrecision.AUTO, description="Of weights and arithmetic; auto: model.dtype.")
+    cache_folder: str = Field(
+        "~/.cache/triptych/engines",
+        description="Built engines. They are code: the folder must belong to the operator and be writable by nobody else.",
+    )
+
+
 class EncoderSection(ActorSection):
     engine: str = Field(
         "auto",
@@ -129,6 +151,7 @@ class EncoderSection(ActorSection):
         ge=1 * MIB,
         description="Decoded pixels on the GPU at one time (gpu); a single picture that is larger goes alone.",
     )
+    tensorrt: TensorRTSection = TensorRTSection()
 
 
 class LanguageSection(ActorSection):
