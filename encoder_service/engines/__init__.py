@@ -38,6 +38,11 @@ class VisionEngine(Protocol):
         """
         ...
 
+    def activation_bytes(self, num_patches: int) -> int:
+        """Memory on the device that `encode` takes for a batch of so many patches, beside the weights: patches,
+        intermediate results and embeddings."""
+        ...
+
     def weights(self) -> WeightCount: ...
 
 
@@ -58,10 +63,10 @@ LoadEngine = Callable[[EngineSource], VisionEngine]
 
 def engine_registry() -> Mapping[str, LoadEngine]:
     """Engines by the name that stages.encoder.engine gives."""
-    from encoder_service.engines.fused import load_automatic_engine
+    from encoder_service.engines.fused import FusedVisionEngine, load_automatic_engine
     from encoder_service.engines.torch import TorchVisionEngine
 
-    return {"auto": load_automatic_engine, "torch": TorchVisionEngine.load}
+    return {"auto": load_automatic_engine, "fused": FusedVisionEngine.load, "torch": TorchVisionEngine.load}
 
 
 def load_engine(source: EngineSource) -> VisionEngine:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triptych.kernels.vision_tiles import cumulative
 from triptych.models.qwen2_5_vl.vision.order import Integers
 from triptych.models.qwen2_5_vl.vision.upload import upload
 
@@ -41,8 +42,3 @@ class Segments:
         cu_seqlens, *device_rows = upload([starts.astype(np.int32), *rows], device)
         groups = tuple(SegmentGroup(length, of_group) for length, of_group in zip(grouped, device_rows, strict=True))
         return cls(cu_seqlens, distinct[-1], groups)
-
-
-def cumulative(lengths: Integers) -> Integers:
-    """Where each of the consecutive segments starts, and the end."""
-    return np.concatenate(([0], np.cumsum(lengths)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +37,7 @@ class VisionTower(nn.Module):
         Patches are in the order of `processing`: cells of merge x merge patches, row by row, frame by frame.
         Raises ModelError when the patches are not those of the grids.
         """
-        self._check(patches, grids)
+        check_patches(patches, grids, self.config)
         cell_size = self.config.spatial_merge_size**2
         layout = self.layouts.packed(grids, patches.device)
         hidden = self.patch_embed(patches)
@@ -47,14 +48,27 @@ class VisionTower(nn.Module):
         embeddings: Tensor = self.merger(hidden)[layout.original_order]
         return embeddings
 
-    def _check(self, patches: Tensor, grids: Sequence[Grid]) -> None:
-        expected = (sum(grid.num_patches for grid in grids), self.config.patch_dim)
-        if not grids or tuple(patches.shape) != expected:
-            raise ModelError(f"patches have the shape {tuple(patches.shape)}, expected {expected} for {list(grids)}")
-        merge = self.config.spatial_merge_size
-        for grid in grids:
-            if min(grid.t, grid.h, grid.w) < 1 or grid.h % merge or grid.w % merge:
-                raise ModelError(f"{grid} has a side that is no positive multiple of the merge size {merge}")
+
+def check_patches(patches: Tensor, grids: Sequence[Grid], config: VisionConfig) -> None:
+    """Raises ModelError when the patches are not those of the grids."""
+    expected = (sum(grid.num_patches for grid in grids), config.patch_dim)
+    if not grids or tuple(patches.shape) != expected:
+        raise ModelError(f"patches have the shape {tuple(patches.shape)}, expected {expected} for {list(grids)}")
+    merge = config.spatial_merge_size
+    for grid in grids:
+        if min(grid.t, grid.h, grid.w) < 1 or grid.h % merge or grid.w % merge:
+            raise ModelError(f"{grid} has a side that is no positive multiple of the merge size {merge}")
+
+
+def activation_bytes(config: VisionConfig, num_patches: int, dtype: torch.dtype) -> int:
+    """Memory that a pass of the plain tower takes beside the weights, the patches included: at its widest, in the MLP,
+    or in the attention, where query and key are rotated in float32."""
+    mlp = config.hidden_size * 2 + config.intermediate_size * 5
+    attention = config.hidden_size * 8
+    wide_bytes = config.hidden_size * 4 * torch.float32.itemsize
+    table_bytes = config.head_dim * torch.float32.itemsize + 4 * torch.int64.itemsize
+    per_patch = (config.patch_dim + max(mlp, attention)) * dtype.itemsize + wide_bytes + table_bytes
+    return num_patches * per_patch
 
 
 class PatchEmbed(nn.Module):

@@ -33,6 +33,13 @@ def upload(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[
     return [_view(arrived, offset, array) for array, offset in zip(arrays, offsets, strict=True)]
 
 
+def upload_into(target: Tensor, array: NDArray[np.generic]) -> None:
+    """The same for one array that replaces what `target`, on a GPU, holds."""
+    staging = torch.empty(array.shape, dtype=target.dtype, pin_memory=True)
+    staging.numpy()[...] = array
+    target.copy_(staging, non_blocking=True)
+
+
 def _view(buffer: Tensor, offset: int, array: NDArray[np.generic]) -> Tensor:
     num_bytes = prod(array.shape) * array.itemsize
     return buffer[offset : offset + num_bytes].view(_TORCH_TYPES[array.dtype.name]).view(array.shape)
