@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from triptych.constraint import FIELD, Constraint
 from triptych.errors import FailedPrecondition, InvalidRequest
+from triptych.models_folder import resolve_model_folder
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -85,8 +85,8 @@ class AnswerForms:
     Belongs to one event loop, compiles on other threads, and keeps what was compiled lately.
     """
 
-    def __init__(self, folder: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
-        self._folder = folder
+    def __init__(self, model_path: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._model_path = model_path
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
@@ -124,7 +124,7 @@ class AnswerForms:
     def _load_tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        text = (self._folder / "tokenizer.json").read_text(encoding="utf-8")
+        text = (resolve_model_folder(self._model_path) / "tokenizer.json").read_text(encoding="utf-8")
         try:
             return LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
         except ValueError as error:

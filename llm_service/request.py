@@ -50,7 +50,7 @@ class RequestReader:
     def read(self, message: language_pb2.PrefillRequest | language_pb2.DecodeRequest) -> GenerationRequest:
         check_id(message.request_id, "request_id")
         sampling = SamplingParameters.from_proto(message.sampling, self._defaults, self._limits)
-        self._check_stop_token_ids(sampling)
+        self._check_token_ids(sampling)
         prompt = message.prompt
         # Before anything grows with the number: reading a prompt takes far longer than counting it.
         if len(prompt.token_ids) > self._max_prompt_tokens:
@@ -88,14 +88,15 @@ class RequestReader:
             )
         return ticket
 
-    def _check_stop_token_ids(self, sampling: SamplingParameters) -> None:
+    def _check_token_ids(self, sampling: SamplingParameters) -> None:
         vocab_size = self._model.text.vocab_size
-        unknown = [token for token in sampling.stop_token_ids if token >= vocab_size]
-        if unknown:
-            raise InvalidRequest(
-                f"sampling.stop_token_ids holds {unknown[0]}, expected ids below the vocabulary size {vocab_size}",
-                field="sampling.stop_token_ids",
-            )
+        biased = [token for token, _ in sampling.logit_bias]
+        for field, tokens in (("sampling.stop_token_ids", sampling.stop_token_ids), ("sampling.logit_bias", biased)):
+            unknown = [token for token in tokens if token >= vocab_size]
+            if unknown:
+                raise InvalidRequest(
+                    f"{field} holds {unknown[0]}, expected ids below the vocabulary size {vocab_size}", field=field
+                )
         if sampling.min_tokens and len({*sampling.stop_token_ids, *self._model.eos_token_ids}) >= vocab_size:
             raise InvalidRequest(
                 "sampling.stop_token_ids holds the whole vocabulary, expected to leave a token for sampling.min_tokens",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llm_service.embeddings import Embeddings
 from llm_service.kv_transfer import KvArrival
+from llm_service.logprobs import TokenLogprob
 from llm_service.sequence import FinishReason, Sequence
 
 
@@ -19,9 +20,16 @@ class PrefillResult:
     embeddings: Embeddings
     queue_s: float
     prefill_s: float
+    first_logprob: TokenLogprob | None = None
 
     @classmethod
-    def of(cls, sequence: Sequence, embeddings: Embeddings, finish_reason: FinishReason | None) -> PrefillResult:
+    def of(
+        cls,
+        sequence: Sequence,
+        embeddings: Embeddings,
+        finish_reason: FinishReason | None,
+        first_logprob: TokenLogprob | None = None,
+    ) -> PrefillResult:
         return cls(
             first_token_id=sequence.token_ids[sequence.prompt.num_tokens],
             finish_reason=finish_reason,
@@ -29,12 +37,14 @@ class PrefillResult:
             embeddings=embeddings,
             queue_s=sequence.started_s - sequence.added_s,
             prefill_s=sequence.first_token_s - sequence.started_s,
+            first_logprob=first_logprob,
         )
 
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """num_tokens: those generated here. prefill: where it was done here; kv: where the pages came from elsewhere."""
+    """finish_reason: of the first answer. num_tokens: those generated here, of all answers. prefill: where it was done
+    here; kv: where the pages came from elsewhere."""
 
     finish_reason: FinishReason
     num_tokens: int

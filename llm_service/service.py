@@ -61,6 +61,8 @@ class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignor
 
     async def Abort(self, request: language_pb2.AbortRequest, context: Context) -> language_pb2.AbortResponse:
         self._stage.abort(request.request_ids)
+        for choice in request.choices:
+            self._stage.abort_choice(choice.request_id, choice.choice_index)
         return language_pb2.AbortResponse()
 
     async def StreamSteps(
@@ -89,6 +91,8 @@ def _prefill_response(result: PrefillResult) -> language_pb2.PrefillResponse:
     )
     if result.finish_reason is not None:
         response.finish_reason = result.finish_reason.value
+    if result.first_logprob is not None:
+        response.first_token_logprob.CopyFrom(result.first_logprob.to_proto())
     return response
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from llm_service.admission import TokenAdmission, TokenHold
+from llm_service.answer_form import AnswerForms
 from llm_service.calls import CallRegistry
 from llm_service.embedder import Embedder
 from llm_service.embeddings import EmbeddingSource
@@ -20,24 +21,16 @@ from llm_service.loading import LoadedModel, build_engine
 from llm_service.request import GenerationRequest, RequestReader
 from llm_service.results import DecodeResult, PrefillResult
 from llm_service.role import Role
+from llm_service.runs import Run, SequenceRuns
 from llm_service.sequence import FinishReason, Sequence
 from llm_service.steps import StepChannel, StepStreams
 from triptych.config import DeploymentConfig, LanguageSection
-from triptych.errors import Cancelled, InternalError, Overloaded, TriptychError, Unavailable
+from triptych.errors import Cancelled, InternalError, InvalidRequest, Overloaded, TriptychError, Unavailable
 from triptych.rpc.deadline import Deadline
 from triptych.transport.fetcher import TensorFetcher
 from triptych.transport.lease import LeaseTable
 from triptych.transport.ticket import Ticket
 from triptych.v1 import admin_pb2, tensor_pb2
-
-
-@dataclass(eq=False)
-class _Running:
-    """A sequence inside the engine, seen from the event loop."""
-
-    ended: asyncio.Future[StepOutput]
-    hold: TokenHold
-    channel: StepChannel | None
 
 
 class LlmStage:
@@ -61,8 +54,8 @@ class LlmStage:
         self.steps = StepStreams(config.control.health_timeout_s)
         self._model = model
         self._fetcher = fetcher
-        self._loop = asyncio.get_running_loop()
-        self._engine = build_engine(model, section, self._publish)
+        self._runs = SequenceRuns()
+        self._engine = build_engine(model, section, self._runs.publish)
         max_tokens = self._engine.max_sequence_tokens
         is_cache_smaller = max_tokens == self._engine.scheduler.pool.num_pages * section.page_size
         limit_setting = f"stages.{role}.{'num_pages' if is_cache_smaller else 'max_context_tokens'}"
@@ -71,8 +64,8 @@ class LlmStage:
         self._admission = TokenAdmission(section.max_waiting_tokens)
         self._embeddings = EmbeddingSource(fetcher, embedder, model.config.text.hidden_size)
         self._kv_transfer = KvTransfer(self._engine, fetcher)
+        self._forms = AnswerForms(config.model.path, model.config.text.vocab_size, model.config.eos_token_ids)
         self._calls = CallRegistry()
-        self._running: dict[Sequence, _Running] = {}
         self._num_leased_pages = 0
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -121,6 +114,7 @@ class LlmStage:
                 # Nothing of them is needed here, but who sends pixels believes in a tower that is not there.
                 self._embeddings.check_pixels(request)
                 check_kv_ticket(kv_ticket, request.prompt, self._page_shape, self._model.fingerprint)
+                _check_can_share(request)
             work = self._decode(request, router_id, kv_ticket, deadline)
             return await self._calls.run(request.request_id, work, deadline)
         except BaseException:
@@ -132,10 +126,12 @@ class LlmStage:
     def abort(self, request_ids: Seq[str]) -> None:
         """Their calls raise Cancelled, their streams say ABORTED; unknown ids are nothing."""
         for request_id in request_ids:
-            for sequence, running in self._running.items():
-                if sequence.request_id == request_id and running.channel is not None:
-                    running.channel.put((), FinishReason.ABORTED)
+            self._runs.tell_aborted(request_id)
             self._calls.end(request_id, Cancelled(f"request {request_id} was aborted"))
+
+    def abort_choice(self, request_id: str, choice_index: int) -> None:
+        """One answer's stream says ABORTED; the others of its request go on. An unknown one is nothing."""
+        self._runs.abort_choice(self._engine, request_id, choice_index)
 
     async def drain(self, timeout_s: float) -> bool:
         """Takes no new requests from now on; True when all have ended and all KV pages were fetched in time."""
@@ -177,12 +173,12 @@ class LlmStage:
     async def _prefill(self, request: GenerationRequest, ticket: Ticket, deadline: Deadline) -> PrefillResult:
         with self._admission.hold(request.prompt.num_tokens) as hold:
             embeddings = await self._embeddings.gather(request, deadline)
-            sequence = Sequence(
-                request.request_id, request.prompt, request.sampling, embeddings.tensors, is_prefill_only=True
-            )
-            output = await self._run(sequence, hold, None)
+            sequence, *others = await self._sequences(request, embeddings.tensors)
+            sequence.is_prefill_only, sequence.is_prompt_shared = True, bool(others)
+            (run,) = await self._runs.run(self._engine, [sequence], hold, None)
+        output = run.ended.result()
         self._grant(ticket, output)
-        return PrefillResult.of(sequence, embeddings, output.finish_reason)
+        return PrefillResult.of(sequence, embeddings, output.finish_reason, output.logprob)
 
     async def _decode(
         self, request: GenerationRequest, router_id: str, kv_ticket: Ticket | None, deadline: Deadline
@@ -192,7 +188,7 @@ class LlmStage:
 
         with (
             self._admission.hold(request.prompt.num_tokens) as hold,
-            self.steps.open(router_id, request.request_id, on_lost) as channel,
+            self.steps.open(router_id, request.request_id, on_lost, request.sampling.n) as channel,
         ):
             if kv_ticket is None:
                 result = await self._prefill_and_decode(request, hold, channel, deadline)
@@ -205,70 +201,57 @@ class LlmStage:
         self, request: GenerationRequest, hold: TokenHold, channel: StepChannel, deadline: Deadline
     ) -> DecodeResult:
         embeddings = await self._embeddings.gather(request, deadline)
-        sequence = Sequence(request.request_id, request.prompt, request.sampling, embeddings.tensors)
-        output = await self._run(sequence, hold, channel)
-        assert output.finish_reason is not None
+        sequences = await self._sequences(request, embeddings.tensors)
+        runs = await self._runs.run(self._engine, sequences, hold, channel)
+        first = sequences[0]
         return DecodeResult(
-            output.finish_reason,
-            num_tokens=sequence.num_generated_tokens,
-            prefill=PrefillResult.of(sequence, embeddings, finish_reason=None),
-            decode_s=sequence.finished_s - sequence.first_token_s,
-            num_preemptions=sequence.num_preemptions,
+            _finish_reason(runs[0]),
+            num_tokens=sum(run.num_tokens for run in runs),
+            prefill=PrefillResult.of(first, embeddings, finish_reason=None),
+            decode_s=max(first.first_token_s, *(sequence.finished_s for sequence in sequences)) - first.first_token_s,
+            num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
         )
 
     async def _take_over_and_decode(
         self, request: GenerationRequest, ticket: Ticket, hold: TokenHold, channel: StepChannel, deadline: Deadline
     ) -> DecodeResult:
-        embeddings = None if request.prompt.media else ()
-        sequence = Sequence(request.request_id, request.prompt, request.sampling, embeddings)
-        arrival = await self._kv_transfer.bring(sequence, ticket, deadline)
-        reason = arrival.finish_reason or self._engine.finish_reason(sequence)
+        first, *others = sequences = await self._sequences(request, None if request.prompt.media else ())
+        arrival = await self._kv_transfer.bring(first, ticket, deadline)
+        assert first.parked_pages is not None
+        for sequence in others:
+            sequence.take_over_prompt(first.parked_pages)
+        reason = arrival.finish_reason or self._engine.finish_reason(first)
         if reason is not None:
             channel.put((), reason)
-            return DecodeResult(reason, num_tokens=0, kv=arrival)
+            sequences = others
         started_s = time.monotonic()
-        output = await self._run(sequence, hold, channel)
-        assert output.finish_reason is not None
+        runs = await self._runs.run(self._engine, sequences, hold, channel) if sequences else []
         return DecodeResult(
-            output.finish_reason,
-            num_tokens=sequence.num_generated_tokens - 1,
+            reason or _finish_reason(runs[0]),
+            num_tokens=sum(run.num_tokens for run in runs),
             kv=arrival,
-            decode_s=sequence.finished_s - started_s,
-            num_preemptions=sequence.num_preemptions,
+            decode_s=max([started_s, *(sequence.finished_s for sequence in sequences)]) - started_s,
+            num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
         )
 
-    async def _run(self, sequence: Sequence, hold: TokenHold, channel: StepChannel | None) -> StepOutput:
-        """The sequence's last output; its tokens go to the channel on the way. Leaving takes it out of the engine."""
-        running = self._running[sequence] = _Running(self._loop.create_future(), hold, channel)
-        self._engine.add(sequence)
-        try:
-            return await running.ended
-        finally:
-            del self._running[sequence]
-            self._engine.abort(sequence)
-
-    def _publish(self, outputs: list[StepOutput]) -> None:
-        """On the engine thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._on_step, outputs)
-        except RuntimeError:
-            # The loop was closed under a stage that nobody closed; there is nobody left to tell.
-            return
-
-    def _on_step(self, outputs: list[StepOutput]) -> None:
-        for output in outputs:
-            running = self._running.get(output.sequence)
-            if running is None:
-                continue
-            running.hold.release()
-            if running.channel is not None and output.error is None:
-                running.channel.put(output.token_ids, output.finish_reason)
-            if running.ended.done() or not output.is_last:
-                continue
-            if output.error is None:
-                running.ended.set_result(output)
-            else:
-                running.ended.set_exception(output.error)
+    async def _sequences(self, request: GenerationRequest, embeddings: tuple[Tensor, ...] | None) -> list[Sequence]:
+        """One for each answer."""
+        sampling, prompt = request.sampling, request.prompt
+        form = None
+        if sampling.constraint is not None:
+            generated = prompt.token_ids[prompt.num_tokens - prompt.num_generated :]
+            form = await self._forms.make(sampling.constraint, generated)
+        return [
+            Sequence(
+                request.request_id,
+                prompt,
+                sampling.of_choice(index),
+                embeddings,
+                choice_index=index,
+                form=None if form is None else form.fork(),
+            )
+            for index in range(sampling.n)
+        ]
 
     def _check_can_prefill(self, request: GenerationRequest, kv_ticket: Ticket) -> None:
         check_kv_ticket(kv_ticket, request.prompt, self._page_shape, self._model.fingerprint)
@@ -283,9 +266,9 @@ class LlmStage:
 
     def _grant(self, ticket: Ticket, output: StepOutput) -> None:
         outcome = tensor_pb2.PrefillOutcome(first_token_id=output.token_ids[-1])
-        if output.kv_pages is None:
-            assert output.finish_reason is not None
+        if output.finish_reason is not None:
             outcome.finish_reason = output.finish_reason.value
+        if output.kv_pages is None:
             # Consumers hold a tensor against its ticket's shape; this one has the shape and takes no memory.
             nothing = torch.zeros((), dtype=ticket.dtype).expand(ticket.shape)
             self.leases.grant(ticket.ticket_id, nothing, outcome=outcome)
@@ -297,6 +280,22 @@ class LlmStage:
             self._num_leased_pages -= num_pages
 
         self.leases.grant(ticket.ticket_id, output.kv_pages, outcome=outcome, on_release=on_release)
+
+
+def _finish_reason(run: Run) -> FinishReason:
+    reason = run.ended.result().finish_reason
+    assert reason is not None
+    return reason
+
+
+def _check_can_share(request: GenerationRequest) -> None:
+    """Several answers from pages of elsewhere each compute the last token of the prompt anew."""
+    media, num_tokens = request.prompt.media, request.prompt.num_tokens
+    if request.sampling.n > 1 and media and media[-1].end == num_tokens:
+        raise InvalidRequest(
+            f"prompt.media[{len(media) - 1}] ends the prompt, expected text after it where sampling.n is above 1",
+            field="prompt.media",
+        )
 
 
 def _for_waiting_consumers(error: BaseException) -> TriptychError:

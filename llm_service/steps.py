@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from llm_service.logprobs import TokenLogprob
 from llm_service.sequence import FinishReason
 from triptych.errors import TriptychError, Unavailable
 from triptych.v1 import language_pb2
@@ -14,57 +15,80 @@ OnLost = Callable[[TriptychError], None]
 
 
 class StepChannel:
-    """The tokens of one request. on_lost: told once when they can't be delivered any more."""
+    """The tokens of one request's answers. on_lost: told once when they can't be delivered any more."""
 
-    def __init__(self, router: _Router, request_id: str, on_lost: OnLost) -> None:
+    def __init__(self, router: _Router, request_id: str, on_lost: OnLost, num_choices: int) -> None:
         self.request_id = request_id
         self.on_lost = on_lost
         self.has_begun = False
         self._router = router
+        self._undelivered = set(range(num_choices))
         self._is_delivered = asyncio.Event()
 
-    def put(self, token_ids: Sequence[int], finish_reason: FinishReason | None = None) -> None:
+    def put(
+        self,
+        token_ids: Sequence[int],
+        finish_reason: FinishReason | None = None,
+        choice_index: int = 0,
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> None:
         """Goes out with the next message. Never waits: tokens of a reader that is behind join those before them."""
-        self._router.put(self.request_id, token_ids, finish_reason)
+        self._router.put((self.request_id, choice_index), token_ids, finish_reason, logprobs)
 
     async def wait_delivered(self) -> None:
-        """Returns when the message with the finish reason was written."""
+        """Returns when the messages with the finish reasons were written."""
         await self._is_delivered.wait()
 
-    def mark_delivered(self) -> None:
-        self._is_delivered.set()
+    def mark_delivered(self, choice_index: int) -> None:
+        self._undelivered.discard(choice_index)
+        if not self._undelivered:
+            self._is_delivered.set()
+
+
+# A request and which of its answers.
+_Key = tuple[str, int]
 
 
 class _Router:
-    """What waits for one router. One reader at a time; what it has not taken is joined by request."""
+    """What waits for one router. One reader at a time; what it has not taken is joined by answer."""
 
     def __init__(self) -> None:
         self.channels: dict[str, StepChannel] = {}
-        self.pending: dict[str, language_pb2.SequenceOutput] = {}
+        self.pending: dict[_Key, language_pb2.SequenceOutput] = {}
         self.changed = asyncio.Event()
         self.reader: object | None = None
         self.timer: asyncio.TimerHandle | None = None
 
-    def put(self, request_id: str, token_ids: Sequence[int], finish_reason: FinishReason | None) -> None:
-        output = self.pending.get(request_id)
+    def put(
+        self,
+        key: _Key,
+        token_ids: Sequence[int],
+        finish_reason: FinishReason | None,
+        logprobs: Sequence[TokenLogprob],
+    ) -> None:
+        output = self.pending.get(key)
         if output is None:
-            output = self.pending[request_id] = language_pb2.SequenceOutput(request_id=request_id)
+            request_id, choice_index = key
+            output = language_pb2.SequenceOutput(request_id=request_id, choice_index=choice_index)
+            self.pending[key] = output
         output.token_ids.extend(token_ids)
+        if logprobs:
+            output.logprobs.extend(logprob.to_proto() for logprob in logprobs)
         if finish_reason is not None:
             output.finish_reason = finish_reason.value
         self.changed.set()
 
-    def drop_unfinished(self, request_id: str) -> None:
+    def drop(self, request_id: str, unfinished_only: bool = False) -> None:
         """Tokens of a request that failed need not go out; the word that it was aborted must."""
-        output = self.pending.get(request_id)
-        if output is not None and not output.finish_reason:
-            del self.pending[request_id]
+        for key, output in list(self.pending.items()):
+            if output.request_id == request_id and not (unfinished_only and output.finish_reason):
+                del self.pending[key]
 
     def lose(self, error: TriptychError, begun_only: bool) -> None:
         """Fails the requests whose tokens may have been lost on the way; or all of them."""
         for channel in list(self.channels.values()):
             if channel.has_begun or not begun_only:
-                self.pending.pop(channel.request_id, None)
+                self.drop(channel.request_id)
                 channel.on_lost(error)
 
 
@@ -82,11 +106,11 @@ class StepStreams:
         self._is_closed = False
 
     @contextmanager
-    def open(self, router_id: str, request_id: str, on_lost: OnLost) -> Iterator[StepChannel]:
+    def open(self, router_id: str, request_id: str, on_lost: OnLost, num_choices: int = 1) -> Iterator[StepChannel]:
         """The channel of a request, for the body. Its stream may come a little later than the request itself."""
         router = self._router(router_id)
-        channel = router.channels[request_id] = StepChannel(router, request_id, on_lost)
-        router.pending.pop(request_id, None)  # of a call under the same id that this one follows
+        channel = router.channels[request_id] = StepChannel(router, request_id, on_lost, num_choices)
+        router.drop(request_id)  # of a call under the same id that this one follows
         if router.reader is None:
             self._expect_reader(router_id, router)
         try:
@@ -94,7 +118,7 @@ class StepStreams:
         finally:
             if router.channels.get(request_id) is channel:
                 del router.channels[request_id]
-                router.drop_unfinished(request_id)
+                router.drop(request_id, unfinished_only=True)
             self._forget_unused(router_id, router)
 
     async def read(self, router_id: str) -> AsyncGenerator[language_pb2.StreamStepsResponse, None]:
@@ -159,7 +183,7 @@ def _mark_delivered(router: _Router, outputs: Sequence[language_pb2.SequenceOutp
     for output in outputs:
         channel = router.channels.get(output.request_id)
         if channel is not None and output.finish_reason:
-            channel.mark_delivered()
+            channel.mark_delivered(output.choice_index)
 
 
 def _lost(what: str) -> Unavailable:
