@@ -30,6 +30,11 @@ class CheckpointTensor:
         tensor: Tensor = self._file.get_tensor(self._name)
         return tensor
 
+    def read_part(self, dim: int, first: int, end: int) -> Tensor:
+        """The values [first, end) of one dimension; no others are copied out of the file."""
+        part: Tensor = self._file.get_slice(self._name)[(slice(None),) * dim + (slice(first, end),)]
+        return part
+
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, sorted. Raises ModelError when there are none, or a shard is missing."""

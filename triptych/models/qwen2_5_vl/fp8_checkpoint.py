@@ -26,6 +26,10 @@ class StoredTensor(Protocol):
 
     def read(self) -> Tensor: ...
 
+    def read_part(self, dim: int, first: int, end: int) -> Tensor:
+        """The values [first, end) of one dimension, and no others."""
+        ...
+
 
 class ChannelScales:
     """The scales of a weight of `num_rows` output channels, [num_rows, 1], where the file may have one for all."""
@@ -36,6 +40,9 @@ class ChannelScales:
 
     def read(self) -> Tensor:
         return self._stored.read().to(torch.float32).reshape(-1, 1).expand(self.shape)
+
+    def read_part(self, dim: int, first: int, end: int) -> Tensor:
+        return self.read().narrow(dim, first, end - first)
 
 
 def with_channel_scales(tensors: dict[str, StoredTensor], where: object) -> dict[str, StoredTensor]:

@@ -15,6 +15,8 @@ from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
 from triptych.models.qwen2_5_vl.fp8_checkpoint import SCALE_SUFFIX, StoredTensor, scaled_linears, with_channel_scales
 from triptych.models.qwen2_5_vl.language import LanguageModel
 from triptych.models.qwen2_5_vl.quantization import FP8_DTYPE, expect_fp8
+from triptych.models.qwen2_5_vl.sharded import ShardedLanguageModel
+from triptych.models.qwen2_5_vl.sharding import Collectives, Shard, shard_tensors
 from triptych.models.qwen2_5_vl.vision import VisionTower
 
 __all__ = [
@@ -41,16 +43,25 @@ def load_vision_tower(folder: Path, config: ModelConfig, dtype: torch.dtype, dev
     return _fill(tower, folder, half_of_checkpoint(folder, is_vision=True), dtype, device)
 
 
-def load_language_model(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+def load_language_model(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    collectives: Collectives | None = None,
+) -> LanguageModel:
     """The language model with all tensors of the checkpoint but `visual.*`; no other tensor is read. Linears that the
-    checkpoint has in FP8 stay so.
+    checkpoint has in FP8 stay so. With `collectives` the rank's part of it, and of its tensors no other part is read;
+    that is complete only after `sum_over_ranks`.
 
     Raises ModelError listing tensors that are missing, unexpected or of another shape.
     """
     tensors = with_channel_scales(dict(half_of_checkpoint(folder, is_vision=False)), folder)
     if config.text.tie_word_embeddings:
         tensors.pop(TIED_NAME, None)  # some tied checkpoints carry the embedding a second time
-    model = _on_meta(lambda: LanguageModel(config.text))
+    model = _on_meta(lambda: _language_model(config, collectives))
+    if collectives is not None:
+        tensors = shard_tensors(tensors, Shard(collectives.rank, collectives.size))
     expect_fp8(model, scaled_linears(tensors, FUSED_NAMES))
     return _fill(model, folder, tensors, dtype, device)
 
@@ -60,9 +71,20 @@ def random_vision_tower(config: ModelConfig, dtype: torch.dtype, device: torch.d
     return _randomize(_on_meta(lambda: VisionTower(config.vision)), dtype, device, seed)
 
 
-def random_language_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> LanguageModel:
-    """A language model of true shapes with random weights, for measuring without a checkpoint."""
-    return _randomize(_on_meta(lambda: LanguageModel(config.text)), dtype, device, seed)
+def random_language_model(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    collectives: Collectives | None = None,
+) -> LanguageModel:
+    """A language model of true shapes, or a rank's part of one, with random weights, for measuring without a
+    checkpoint."""
+    return _randomize(_on_meta(lambda: _language_model(config, collectives)), dtype, device, seed)
+
+
+def _language_model(config: ModelConfig, collectives: Collectives | None) -> LanguageModel:
+    return LanguageModel(config.text) if collectives is None else ShardedLanguageModel(config.text, collectives)
 
 
 def _on_meta(build: Callable[[], Half]) -> Half:
