@@ -13,8 +13,8 @@ from triptych.media.image import unreadable_image
 STRIP_PIXELS = 1 << 18
 
 
-def decode_image(data: bytes, limits: LimitsSection, field: str) -> Tensor:
-    """The picture, upright by its EXIF orientation, as RGB uint8 [1, 3, H, W].
+def decode_image(data: bytes, limits: LimitsSection, field: str, *, is_pinned: bool = False) -> Tensor:
+    """The picture, upright by its EXIF orientation, as RGB uint8 [1, 3, H, W], for a GPU to read when `is_pinned`.
 
     Transparency is dropped, not blended, and palettes, CMYK and 16-bit grey are converted as Pillow does it. Bounds
     are checked on the header first. Raises InvalidRequest naming `field` when the pixels are cut off or broken.
@@ -22,17 +22,18 @@ def decode_image(data: bytes, limits: LimitsSection, field: str) -> Tensor:
     image = open_image(data, limits, field)
     try:
         ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image)
+        return _rgb(image, is_pinned)
     except Exception as error:
         raise unreadable_image(field, error) from error
 
 
-def _rgb(image: Image.Image) -> Tensor:
+def _rgb(image: Image.Image, is_pinned: bool) -> Tensor:
     width, height = image.size
-    pixels = np.empty((3, height, width), dtype=np.uint8)
+    pixels = torch.empty((1, 3, height, width), dtype=torch.uint8, pin_memory=is_pinned)
+    planes = pixels[0].numpy()
     num_rows = max(STRIP_PIXELS // width, 1)
     for top in range(0, height, num_rows):
         bottom = min(top + num_rows, height)
         strip = image.crop((0, top, width, bottom)).convert("RGB")
-        pixels[:, top:bottom] = np.asarray(strip).transpose(2, 0, 1)
-    return torch.from_numpy(pixels)[None]
+        planes[:, top:bottom] = np.asarray(strip).transpose(2, 0, 1)
+    return pixels

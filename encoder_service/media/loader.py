@@ -75,8 +75,12 @@ MakeLoader = Callable[[LoaderSource], PatchLoader]
 def loader_registry() -> Mapping[str, MakeLoader]:
     """Loaders by the name that stages.encoder.media gives."""
     from encoder_service.media.cpu import CpuPatchLoader
+    from encoder_service.media.gpu import GpuPatchLoader
 
-    return {"auto": CpuPatchLoader.make, "cpu": CpuPatchLoader.make}
+    def make_automatic(source: LoaderSource) -> PatchLoader:
+        return (GpuPatchLoader if source.device.type == "cuda" else CpuPatchLoader).make(source)
+
+    return {"auto": make_automatic, "cpu": CpuPatchLoader.make, "gpu": GpuPatchLoader.make}
 
 
 def make_patch_loader(source: LoaderSource) -> PatchLoader:

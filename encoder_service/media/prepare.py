@@ -25,6 +25,14 @@ def prepare_patches(
     The header is measured first, and what it says must be the item's grid: nothing larger is decoded than was admitted.
     Raises InvalidRequest naming the item's field, and Cancelled when `given_up` is set while a video is decoded.
     """
+    layout = checked_layout(item, processing, limits)
+    if item.media.kind == common_pb2.MEDIA_KIND_IMAGE:
+        return _image_patches(item, layout, processing, limits)
+    return _video_patches(item, layout, processing, limits, given_up)
+
+
+def checked_layout(item: MediaItem, processing: MediaProcessing, limits: LimitsSection) -> MediaLayout:
+    """What the item's header says, which must be its grid. Raises InvalidRequest or RequestTooLarge otherwise."""
     key = content_key(item.media)
     if key != item.content_key:
         raise InvalidRequest(
@@ -36,14 +44,12 @@ def prepare_patches(
         raise InvalidRequest(
             f"{item.field} makes the grid {layout.grid}, expected {item.grid} as its ticket says", field=item.field
         )
-    if item.media.kind == common_pb2.MEDIA_KIND_IMAGE:
-        return _image_patches(item, layout, processing, limits)
-    return _video_patches(item, layout, processing, limits, given_up)
+    return layout
 
 
 def _image_patches(item: MediaItem, layout: MediaLayout, processing: MediaProcessing, limits: LimitsSection) -> Tensor:
     pixels = decode_image(item.media.data, limits, f"{item.field}.data")
-    _check_decoded(pixels, layout, item.field)
+    check_decoded(pixels, layout, item.field)
     return processing.image_with(item.media.options).patchify(pixels)
 
 
@@ -58,23 +64,25 @@ def _video_patches(
     video = processing.video_with(item.media.options)
     height, width = layout.grid.h * video.patch_size, layout.grid.w * video.patch_size
     steps = []
-    frames = _decoded_frames(item, layout, limits, given_up)
+    frames = decoded_frames(item, layout, limits, given_up)
     while step := list(islice(frames, video.temporal_patch_size)):
         for frame in step:
-            _check_decoded(frame, layout, item.field)
+            check_decoded(frame, layout, item.field)
         steps.append(video.patches_of_size(torch.cat(step), height, width))
     return torch.cat(steps)
 
 
-def _decoded_frames(
+def decoded_frames(
     item: MediaItem, layout: MediaLayout, limits: LimitsSection, given_up: Event | None
 ) -> Iterator[Tensor]:
+    """The sampled frames of a video, each uint8 [1, 3, H, W]."""
     if item.media.WhichOneof("payload") == "frames":
         return decode_frames(item.media.frames.frames, layout.frame_indices, limits, f"{item.field}.frames", given_up)
     return decode_video(item.media.data, layout.frame_indices, limits, f"{item.field}.data", given_up)
 
 
-def _check_decoded(pixels: Tensor, layout: MediaLayout, field: str) -> None:
+def check_decoded(pixels: Tensor, layout: MediaLayout, field: str) -> None:
+    """Raises InvalidRequest when the pixels have another size than the header promised."""
     height, width = pixels.shape[-2:]
     if (height, width) != (layout.height, layout.width):
         raise InvalidRequest(
