@@ -9,9 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Protocol
 
-from router.api.admin_service import AdminService
-from router.api.answering import AnsweringService
-from router.api.inference_service import InferenceService
+from router.api.client_ports import ClientPorts
 from router.control.controller import Controller, Progress
 from router.control.launcher import Launcher
 from router.control.membership import Membership
@@ -19,8 +17,7 @@ from router.dispatch.dispatcher import Dispatcher
 from triptych.config import DeploymentConfig
 from triptych.models_folder import model_name, resolve_model_folder
 from triptych.rpc.channels import ChannelPool
-from triptych.rpc.server import RpcServer
-from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from triptych.rpc.tls import StageTls
 
 logger = logging.getLogger(__name__)
 
@@ -52,37 +49,32 @@ class RouterServer:
         name = model_name(config.model.path, config.model.name)
         folder = resolve_model_folder(config.model.path)
         membership = Membership()
-        self._channels = ChannelPool(config.limits.max_message_bytes)
+        self._channels = ChannelPool(config.limits.max_message_bytes, StageTls.from_config(config.security.stages))
         self.dispatcher = Dispatcher(config, name, folder, membership, self._channels)
         self.controller = Controller(
             config, cluster.launcher(config, self._channels), membership, load_of=self.dispatcher.load_of
         )
-        self._rpc = RpcServer(config.router.host, config.router.port, config.limits.max_message_bytes)
-        self._rpc.add(
-            inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-            InferenceService(AnsweringService.over(self.dispatcher, config, name)),
-            inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
-        )
-        self._rpc.add(
-            admin_pb2_grpc.add_AdminServiceServicer_to_server,
-            AdminService(config, name, membership, self._channels, self.controller),
-            admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
-        )
+        self._ports = ClientPorts(config, name, self.dispatcher, membership, self._channels, self.controller)
+
+    @property
+    def http_endpoint(self) -> str:
+        """URL of the HTTP API once it listens; empty when there is none."""
+        return self._ports.http_endpoint
 
     async def start(self, progress: Progress | None = None) -> str:
-        """Returns host:port when every stage is ready. Raises the reason when it can't be; call `stop` in either case.
+        """Returns host:port of gRPC when every stage is ready. Raises what keeps it from that; `stop` it then too.
 
-        The port is bound first, so that one already taken is noticed before actors start; health says NOT_SERVING until
-        they are there.
+        The ports are bound first, so that one already taken is noticed before actors start; health says NOT_SERVING
+        until they are there.
         """
-        port = await self._rpc.start()
+        endpoint = await self._ports.start()
         await self.controller.start(progress)
-        await self._rpc.set_serving(True)
-        return f"{self._config.router.host}:{port}"
+        await self._ports.set_serving(True)
+        return endpoint
 
     async def stop(self) -> None:
         """Takes no new requests, lets running ones finish within control.drain_timeout_s, ends all actors."""
-        await self._rpc.stop(self._config.control.drain_timeout_s if self.dispatcher.num_pending else _STOP_GRACE_S)
+        await self._ports.stop(self._config.control.drain_timeout_s if self.dispatcher.num_pending else _STOP_GRACE_S)
         await self.dispatcher.close()
         await self.controller.stop(_STOP_GRACE_S)
         await self._channels.close()
@@ -92,7 +84,7 @@ async def serve_until_signal(
     config: DeploymentConfig,
     cluster: ActorCluster,
     progress: Progress | None = None,
-    on_ready: Callable[[str], None] = lambda endpoint: None,
+    on_ready: Callable[[str, str], None] = lambda endpoint, http_endpoint: None,
     on_stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves until SIGINT or SIGTERM, then stops in order; the second signal ends the process at once.
@@ -111,14 +103,14 @@ async def serve_until_signal(
 
 
 async def _start_unless(
-    interrupted: asyncio.Event, server: RouterServer, progress: Progress | None, on_ready: Callable[[str], None]
+    interrupted: asyncio.Event, server: RouterServer, progress: Progress | None, on_ready: Callable[[str, str], None]
 ) -> None:
     starting = asyncio.create_task(server.start(progress))
     waiting = asyncio.create_task(interrupted.wait())
     await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     if starting.done():
-        on_ready(starting.result())
+        on_ready(starting.result(), server.http_endpoint)
         return
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)

@@ -69,7 +69,10 @@ def serve(
         str | None, typer.Option(help="Ray cluster to join: auto, or host:port. Nothing: a local one.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address that clients connect to.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="0: any free port.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="gRPC; 0: any free port.")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(min=-1, max=65_535, help="OpenAI API; 0: any free port, -1: none.")
+    ] = None,
     actor_logs: Annotated[bool, typer.Option("--actor-logs", help="Print what the actors log.")] = False,
 ) -> None:
     """Start the system, and answer requests until Ctrl-C."""
@@ -77,7 +80,17 @@ def serve(
     from router.cli.serve import run_serve
 
     deployment = deployment_config(
-        config, model, mode, encoders, prefills, decodes, prefill_decodes, address=address, host=host, port=port
+        config,
+        model,
+        mode,
+        encoders,
+        prefills,
+        decodes,
+        prefill_decodes,
+        address=address,
+        host=host,
+        port=port,
+        http_port=http_port,
     )
     raise typer.Exit(run_serve(deployment, show_logs=actor_logs))
 

@@ -88,13 +88,19 @@ def network_checks(config: DeploymentConfig) -> Iterator[Finding]:
     from router.control.listen_address import check_listen_address
     from triptych.errors import ConfigurationError
 
-    host, port = config.router.host, config.router.port
-    try:
-        check_listen_address(host, port)
-        yield Finding("router port", Level.GOOD, f"{host}:{port} is free")
-    except ConfigurationError as error:
-        found, _, remedy = str(error).partition("; ")
-        yield Finding("router port", Level.BAD, found, remedy)
+    host = config.router.host
+    for name, key, port in (
+        ("router port", "port", config.router.port),
+        ("HTTP port", "http_port", config.router.http_port),
+    ):
+        if port < 0:
+            continue
+        try:
+            check_listen_address(host, port, key)
+            yield Finding(name, Level.GOOD, f"{host}:{port} is free")
+        except ConfigurationError as error:
+            found, _, remedy = str(error).partition("; ")
+            yield Finding(name, Level.BAD, found, remedy)
     if config.control.address:
         try:
             probe_cluster(named_address(config.control.address))

@@ -53,7 +53,7 @@ def run_demo(seed: int | None, model: str | None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     log_to_stderr()
     seed = secrets.randbelow(1_000_000) if seed is None else seed
-    config = deployment_config(None, model, "disaggregated", 1, 1, 1, 0, address="", port=0)
+    config = deployment_config(None, model, "disaggregated", 1, 1, 1, 0, address="", port=0, http_port=-1)
     resolve_model_folder(config.model.path)
     console.print("Triptych on this machine: one encoder, one prefill and one decode actor on a local Ray cluster.")
     with StartProgress(console) as progress:

@@ -21,6 +21,7 @@ def deployment_config(
     address: str | None = None,
     host: str | None = None,
     port: int | None = None,
+    http_port: int | None = None,
 ) -> DeploymentConfig:
     """File and environment with the flags over them; raises ConfigurationError naming the key or the flag."""
     if mode == Mode.COLOCATED:
@@ -38,7 +39,7 @@ def deployment_config(
             "prefill_decode": {"replicas": prefill_decodes},
         },
         "control": {"address": address},
-        "router": {"host": host, "port": port},
+        "router": {"host": host, "port": port, "http_port": http_port},
     }
     return DeploymentConfig.from_sources(file, _given(flags))
 

@@ -22,6 +22,8 @@ def run_serve(config: DeploymentConfig, *, show_logs: bool) -> int:
     """Serves until a signal comes; returns the exit status."""
     resolve_model_folder(config.model.path)  # Before Ray starts: a wrong path is told at once.
     check_listen_address(config.router.host, config.router.port)
+    if config.router.http_port > 0:
+        check_listen_address(config.router.host, config.router.http_port, "http_port")
     console = Console(highlight=False, soft_wrap=True)
     log_to_stderr(logging.INFO if show_logs else logging.WARNING)
     try:
@@ -43,10 +45,14 @@ def run_serve(config: DeploymentConfig, *, show_logs: bool) -> int:
 
 
 async def _serve(config: DeploymentConfig, cluster: Cluster, progress: StartProgress, console: Console) -> None:
-    def on_ready(endpoint: str) -> None:
+    def on_ready(endpoint: str, http_endpoint: str) -> None:
         progress.stop()
         console.print(f"Triptych serves {config.model.path} ({config.mode}) at [bold]{endpoint}[/bold]")
         console.print(f'  triptych chat --endpoint {endpoint} --image picture.png "What is in the picture?"')
+        if http_endpoint:
+            console.print(f"OpenAI API: [bold]{http_endpoint}/v1[/bold]")
+        if not config.security.tokens_file:
+            console.print("Anybody who reaches these ports may ask: security.tokens_file is not set.")
         console.print("Ctrl-C stops it, letting requests finish; a second Ctrl-C at once.")
 
     def on_stopping() -> None:

@@ -8,8 +8,11 @@ import socket
 from triptych.errors import ConfigurationError
 
 
-def check_listen_address(host: str, port: int) -> None:
-    """Raises ConfigurationError, naming the flag to change, when host:port can't be bound. Port 0: any free one."""
+def check_listen_address(host: str, port: int, key: str = "port") -> None:
+    """Raises ConfigurationError, naming the flag to change, when host:port can't be bound. Port 0: any free one.
+
+    `key` is the port's name in the configuration's section router.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -20,12 +23,13 @@ def check_listen_address(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         is_about_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        flag = key.replace("_", "-")
         hint = (
-            "choose another with --port (router.port); --port 0 takes any free one"
+            f"choose another with --{flag} (router.{key}); --{flag} 0 takes any free one"
             if is_about_port
             else "expected an address of this machine: --host (router.host)"
         )
         raise ConfigurationError(
             f"can't listen on {host}:{port}: {error.strerror or error}; {hint}",
-            field="router.port" if is_about_port else "router.host",
+            field=f"router.{key}" if is_about_port else "router.host",
         ) from None

@@ -14,7 +14,7 @@ from triptych.config import DeploymentConfig
 
 
 def make_config(model: Path, **overrides: object) -> DeploymentConfig:
-    values: dict[str, object] = {"model": {"path": str(model)}, "router": {"port": 0}}
+    values: dict[str, object] = {"model": {"path": str(model)}, "router": {"port": 0, "http_port": 0}}
     return DeploymentConfig.from_sources(overrides=values | overrides, environment={})
 
 

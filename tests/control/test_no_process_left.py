@@ -100,7 +100,9 @@ def commands(tmp_path: Path) -> Iterator[list[Command]]:
 
 def serve(commands: list[Command], model_folder: Path, log: Path) -> tuple[Command, list[str]]:
     """A running system, and the ids of its actors."""
-    command = Command(["-m", "router.cli", "serve", "--model", str(model_folder), "--port", "0"], log)
+    command = Command(
+        ["-m", "router.cli", "serve", "--model", str(model_folder), "--port", "0", "--http-port", "0"], log
+    )
     commands.append(command)
     command.wait_for("Triptych serves")
     endpoint = re.search(r"at (127\.0\.0\.1:\d+)", log.read_text())

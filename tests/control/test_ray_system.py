@@ -31,7 +31,7 @@ def make_config(model: Path | str, **overrides: Any) -> DeploymentConfig:
     stage = {"num_cpus": 0.1, "kv_cache_bytes": 4 * 2**20}
     values = {
         "model": {"path": str(model)},
-        "router": {"port": 0},
+        "router": {"port": 0, "http_port": 0},
         "stages": {"encoder": {"num_cpus": 0.1}, "prefill": stage, "decode": stage},
         "transport": {"shared_memory_bytes": 16 * 2**20},
         "control": {"reconcile_interval_s": 0.1, "health_timeout_s": 20.0, "drain_timeout_s": 10.0},

@@ -1,0 +1,1 @@
+"""Media that a request names by URL, fetched without being led into places that only this process can reach."""
