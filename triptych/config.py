@@ -97,17 +97,19 @@ class TensorRTSection(Section):
     max_patches: int = Field(
         0, ge=0, description="Most patches of one call; 0: the largest picture of the model's own processing."
     )
-    precision: VisionPrecision = Field(VisionPrecision.AUTO, description="Of weights and arithmetic; auto: model.dtype.")
+    precision: VisionPrecision = Field(VisionPrecision.AUTO, description="Weights and arithmetic; auto: model.dtype.")
     cache_folder: str = Field(
         "~/.cache/triptych/engines",
-        description="Built engines. They are code: the folder must belong to the operator and be writable by nobody else.",
+        description="Built engines. They are code: the folder must belong to the encoder's user and be writable by "
+        "nobody else.",
     )
 
 
 class EncoderSection(ActorSection):
     engine: str = Field(
         "auto",
-        description="Vision engine: auto (fused on a GPU that has Triton, else torch), torch or fused.",
+        description="Vision engine: auto (fused on a GPU that has Triton, tensorrt on one that has not where it can be "
+        "used, else torch), fused, tensorrt or torch.",
     )
     max_graph_patches: int = Field(
         2_048, ge=0, description="Batches of at most so many patches run as captured CUDA graphs (fused); 0: none."
@@ -282,6 +284,18 @@ class RouterSection(Section):
     placement: str = Field(
         "cache_aware",
         description="Placement policy by name: cache_aware, least_loaded, power_of_two (many routers) or round_robin.",
+    )
+    ageing_s: float = Field(
+        2.0,
+        gt=0,
+        description="While the stages are full: text goes before pictures, pictures before videos, and after every "
+        "ageing_s of waiting a request counts as one kind cheaper.",
+    )
+    kv_overcommit: float = Field(
+        2.0,
+        gt=0,
+        description="Tokens that requests may grow to, as a multiple of those the KV caches hold: most answers end "
+        "before max_tokens.",
     )
     stall_share: float = Field(
         0.5,

@@ -9,7 +9,8 @@ from contextlib import aclosing
 from pathlib import Path
 
 from router.control.membership import Membership
-from router.dispatch.admission import Admission
+from router.dispatch.admission import Admission, AdmissionTurns
+from router.dispatch.admission.stage_room import applicant, stage_room
 from router.dispatch.answer_text import AnswerText
 from router.dispatch.channel_sweeper import ChannelSweeper
 from router.dispatch.generation import Generation, WalkResources
@@ -38,6 +39,8 @@ class Dispatcher:
         self._max_attempts = config.router.max_attempts
         self._model_name = model_name
         self._admission = Admission(config.limits.max_pending_requests)
+        self._turns = AdmissionTurns(lambda: stage_room(membership, config), config.router.ageing_s)
+        membership.on_change(self._turns.wake)
         self._preparation = Preparation(config, model_name, folder)
         self._loads = LoadLedger()
         self._sweeper = ChannelSweeper(channels, membership, self._loads)
@@ -63,9 +66,11 @@ class Dispatcher:
         return load.num_patches + load.num_prompt_tokens + load.num_requests
 
     async def generate(
-        self, request: inference_pb2.GenerateRequest, deadline: Deadline
+        self, request: inference_pb2.GenerateRequest, deadline: Deadline, tenant: str = ""
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Chunks as tokens come, then the summary. Closing the generator cancels the request on every actor.
+
+        Requests of different tenants share the stages fairly.
 
         Raises TriptychErrors: Overloaded when the router is full, those of `Preparation`, Unavailable when a stage has
         no actor, DeadlineExceeded, and what the stages answered.
@@ -77,9 +82,11 @@ class Dispatcher:
                     prepared = await self._preparation.prepare(request)
             except TimeoutError:
                 raise DeadlineExceeded("the deadline passed while the request was prepared") from None
-            async with aclosing(self._answer(prepared, clock, deadline)) as responses:
-                async for response in responses:
-                    yield response
+            async with self._turns.turn(applicant(tenant, prepared), deadline) as waited_s:
+                clock.admission_s = waited_s
+                async with aclosing(self._answer(prepared, clock, deadline)) as responses:
+                    async for response in responses:
+                        yield response
 
     async def close(self) -> None:
         """Ends the step streams and threads. Requests that still run fail with Unavailable."""

@@ -15,6 +15,7 @@ class AnswerClock:
     """When a request began and when its tokens came, on the clock of time.monotonic."""
 
     begun_at: float
+    admission_s: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
 
@@ -43,6 +44,7 @@ def make_summary(
     )
     timings, route, record = summary.timings, summary.route, generation.record
     timings.prepare_s = request.prepare_s
+    timings.admission_s = clock.admission_s
     if record is not None:
         summary.usage.cached_prompt_tokens = min(record.cached_prompt_tokens, len(request.token_ids))
         record.fill_timings(timings)

@@ -102,7 +102,7 @@ class ChoiceSummary(_message.Message):
     def __init__(self, choice_index: _Optional[int] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("total_s", "time_to_first_token_s", "prepare_s", "encode_queue_s", "encode_s", "embedding_transfer_s", "prefill_queue_s", "prefill_s", "kv_transfer_s", "decode_s")
+    __slots__ = ("total_s", "time_to_first_token_s", "prepare_s", "encode_queue_s", "encode_s", "embedding_transfer_s", "prefill_queue_s", "prefill_s", "kv_transfer_s", "decode_s", "admission_s")
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
     TIME_TO_FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     PREPARE_S_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,7 @@ class Timings(_message.Message):
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     KV_TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_S_FIELD_NUMBER: _ClassVar[int]
     total_s: float
     time_to_first_token_s: float
     prepare_s: float
@@ -123,7 +124,8 @@ class Timings(_message.Message):
     prefill_s: float
     kv_transfer_s: float
     decode_s: float
-    def __init__(self, total_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prepare_s: _Optional[float] = ..., encode_queue_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., embedding_transfer_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., kv_transfer_s: _Optional[float] = ..., decode_s: _Optional[float] = ...) -> None: ...
+    admission_s: float
+    def __init__(self, total_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prepare_s: _Optional[float] = ..., encode_queue_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., embedding_transfer_s: _Optional[float] = ..., prefill_queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., kv_transfer_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., admission_s: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
     __slots__ = ("encoder_actors", "prefill_actor", "decode_actor", "embedding_lanes", "kv_lane", "attempts", "encode_reason")
