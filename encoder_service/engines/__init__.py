@@ -64,9 +64,15 @@ LoadEngine = Callable[[EngineSource], VisionEngine]
 def engine_registry() -> Mapping[str, LoadEngine]:
     """Engines by the name that stages.encoder.engine gives."""
     from encoder_service.engines.fused import FusedVisionEngine, load_automatic_engine
+    from encoder_service.engines.tensorrt.engine import TensorRTVisionEngine
     from encoder_service.engines.torch import TorchVisionEngine
 
-    return {"auto": load_automatic_engine, "fused": FusedVisionEngine.load, "torch": TorchVisionEngine.load}
+    return {
+        "auto": load_automatic_engine,
+        "fused": FusedVisionEngine.load,
+        "tensorrt": TensorRTVisionEngine.load,
+        "torch": TorchVisionEngine.load,
+    }
 
 
 def load_engine(source: EngineSource) -> VisionEngine:

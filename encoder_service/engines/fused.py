@@ -21,9 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def load_automatic_engine(source: EngineSource) -> VisionEngine:
-    """Fused kernels where they run and pay, plain torch elsewhere."""
-    is_fused = not _why_unfit(source) and source.dtype == torch.bfloat16
-    return FusedVisionEngine.load(source) if is_fused else TorchVisionEngine.load(source)
+    """Fused kernels where they run and pay, on a GPU without Triton TensorRT where it can be used, else plain torch."""
+    from encoder_service.engines.tensorrt.engine import load_where_usable
+
+    if not _why_unfit(source):
+        is_paying = source.dtype == torch.bfloat16
+        return FusedVisionEngine.load(source) if is_paying else TorchVisionEngine.load(source)
+    return load_where_usable(source) or TorchVisionEngine.load(source)
 
 
 class FusedVisionEngine:
