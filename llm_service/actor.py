@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,15 @@ import torch
 from llm_service.collector import spare_the_collector
 from llm_service.embedder import BuildEmbedder, Embedder
 from llm_service.loading import LoadedModel
+from llm_service.parallel.leader import LeaderLink
+from llm_service.parallel.rank_info import describe_rank
+from llm_service.parallel.rendezvous import Rendezvous
 from llm_service.role import Role
 from llm_service.service import LanguageService
 from llm_service.stage import LlmStage
 from triptych.config import DeploymentConfig, LanguageSection
 from triptych.errors import ConfigurationError, Unavailable
+from triptych.precision import resolve_device
 from triptych.rpc.actor_admin import ActorAdminService
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
@@ -57,6 +62,9 @@ class _Parts:
     """What `start` has made so far, in that order; `stop` lets go of it in reverse."""
 
     channels: ChannelPool
+    rendezvous: Rendezvous | None = None
+    link: LeaderLink | None = None
+    ranks: tuple[admin_pb2.RankInfo, ...] = ()
     embedder: Embedder | None = None
     fetcher: TensorFetcher | None = None
     stage: LlmStage | None = None
@@ -88,6 +96,13 @@ class LlmActor:
         self._is_disaggregated = False
         self._model: LoadedModel | None = None
         self._parts = _Parts(ChannelPool(config.limits.max_message_bytes, StageTls.from_config(config.security.stages)))
+
+    async def rendezvous(self) -> str:
+        """Where the other ranks of this actor are to come; to be asked before `start` when there are any
+        (`stages.*.tensor_parallel`)."""
+        if self._parts.rendezvous is None:
+            self._parts.rendezvous = Rendezvous(self._host)
+        return self._parts.rendezvous.address.to_text()
 
     async def start(self) -> bytes:
         """Loads the language model (and the tower with the switch off), serves, answers the serialized ActorInfo.
@@ -126,6 +141,10 @@ class LlmActor:
             parts.engine_watch.cancel()
         if parts.stage is not None:
             await parts.stage.close()
+        if parts.rendezvous is not None:
+            parts.rendezvous.close()
+        if parts.link is not None:
+            await asyncio.to_thread(parts.link.close)
         if parts.server is not None:
             await parts.server.stop(_STOP_GRACE_S)
         if parts.tensor_service is not None:
@@ -146,7 +165,11 @@ class LlmActor:
     async def _start(self) -> None:
         config, parts = self._config, self._parts
         self._is_disaggregated = is_multimodal_disaggregated()
-        self._model = model = await asyncio.to_thread(LoadedModel.load, config.model)
+        link = parts.link = await self._gather_followers()
+        collectives = None if link is None else link.collectives
+        self._model = model = await asyncio.to_thread(LoadedModel.load, config.model, collectives)
+        if link is not None:
+            parts.ranks = (describe_rank(0, model), *await asyncio.to_thread(link.wait_loaded))
         if not self._is_disaggregated and self._build_embedder is None:
             raise ConfigurationError(
                 f"{SWITCH}=0, but this LLM actor was given no vision tower to carry: set it to 1 (mode: disaggregated)",
@@ -156,7 +179,7 @@ class LlmActor:
             parts.embedder = await self._build_embedder(config, self._actor_id)
         leases = LeaseTable(config.transport.lease_s, config.transport.unknown_ticket_wait_s)
         parts.fetcher = TensorFetcher(parts.channels, self._actor_id, host_id(), config.transport, model.fingerprint)
-        parts.stage = stage = LlmStage(self._role, config, model, parts.fetcher, leases, parts.embedder)
+        parts.stage = stage = LlmStage(self._role, config, model, parts.fetcher, leases, parts.embedder, link)
         parts.tensor_service = TensorService(leases, self._actor_id, model.fingerprint, config.transport)
         parts.server = server = RpcServer(
             self._host,
@@ -173,9 +196,29 @@ class LlmActor:
         await server.set_serving(True)
         parts.engine_watch = asyncio.create_task(self._watch_engine(stage, server), name="llm-engine-watch")
 
+    async def _gather_followers(self) -> LeaderLink | None:
+        """The link to this actor's other ranks; None when it has none."""
+        section: LanguageSection = getattr(self._config.stages, self._role)
+        size = section.tensor_parallel
+        if size == 1:
+            return None
+        await self.rendezvous()
+        rendezvous, device = self._parts.rendezvous, resolve_device(self._config.model)
+        assert rendezvous is not None
+        timeout_s = self._config.control.start_timeout_s
+        return await asyncio.to_thread(LeaderLink.gather, rendezvous, size, device, timeout_s)
+
     async def _watch_engine(self, stage: LlmStage, server: RpcServer) -> None:
-        """An engine that ended by itself makes the actor useless: it says so, and is replaced."""
-        await stage.wait_ended()
+        """An engine that ended by itself, or has lost a part of the model, makes the actor useless: it says so, and is
+        replaced."""
+        ends = [asyncio.ensure_future(stage.wait_ended())]
+        if self._parts.link is not None:
+            ends.append(asyncio.ensure_future(_wait_for(self._parts.link.lost)))
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
         logger.error("the engine of %s has ended; the actor serves no more", self._actor_id)
         await server.set_serving(False)
         await stage.close()
@@ -202,6 +245,7 @@ class LlmActor:
         model, tensor_service, embedder = self._model, self._parts.tensor_service, self._parts.embedder
         assert model is not None and tensor_service is not None
         weights = embedder.weights() if embedder is not None else admin_pb2.Weights()
+        others = [info.weights for info in self._parts.ranks[1:]]
         leases = stage.leases.counters()
         return admin_pb2.ActorInfo(
             actor_id=self._actor_id,
@@ -215,9 +259,12 @@ class LlmActor:
             multimodal_disaggregated=self._is_disaggregated,
             weights=admin_pb2.Weights(
                 num_visual_parameters=weights.num_visual_parameters,
-                num_language_parameters=model.num_parameters + weights.num_language_parameters,
-                num_bytes=model.num_bytes + weights.num_bytes,
+                num_language_parameters=model.num_parameters
+                + weights.num_language_parameters
+                + sum(other.num_language_parameters for other in others),
+                num_bytes=model.num_bytes + weights.num_bytes + sum(other.num_bytes for other in others),
             ),
+            ranks=self._parts.ranks,
             encoder=embedder.counters() if embedder is not None else None,
             language=stage.counters(),
             leases=leases.to_proto(),
@@ -228,3 +275,8 @@ class LlmActor:
         if self._parts.stage is None or self._parts.server is None:
             raise Unavailable(f"{self._actor_id} was not started")
         return self._parts.stage, self._parts.server
+
+
+async def _wait_for(future: Future[str]) -> None:
+    """Without ending it when this is cancelled."""
+    await asyncio.shield(asyncio.wrap_future(future))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +46,14 @@ class PageShape:
         return num_pages
 
 
+class PageStore(Protocol):
+    """Where pages come from and go to when they travel or are parked. `PagedKvCache` says what each does."""
+
+    def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor: ...
+
+    def import_pages(self, pages: Sequence[int], copy: Tensor) -> None: ...
+
+
 class PagedKvCache:
     """Keys and values, [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim]."""
 
@@ -79,12 +88,14 @@ class PagedKvCache:
 
         What lies behind the last token is zero: it may be left over from another request.
         """
-        index = torch.tensor(list(pages), dtype=torch.int64, device=self.device)
-        copy = self.tensor.index_select(2, index).permute(2, 0, 1, 3, 4, 5).contiguous().cpu()
-        num_tokens_in_last = num_tokens - (len(pages) - 1) * self.page_size
-        if pages and num_tokens_in_last < self.page_size:
-            copy[-1, :, :, num_tokens_in_last:] = 0
+        copy = self.copy_pages(pages).cpu()
+        zero_behind(copy, num_tokens)
         return copy
+
+    def copy_pages(self, pages: Sequence[int]) -> Tensor:
+        """A copy of `pages` as they are, on the device: one row a page, shaped as PageShape says."""
+        index = torch.tensor(list(pages), dtype=torch.int64, device=self.device)
+        return self.tensor.index_select(2, index).permute(2, 0, 1, 3, 4, 5).contiguous()
 
     def import_pages(self, pages: Sequence[int], copy: Tensor) -> None:
         """Fills `pages` from a tensor as `export_pages` makes it, one row a page."""
@@ -93,3 +104,11 @@ class PagedKvCache:
             return
         index = torch.tensor(list(pages), dtype=torch.int64, device=self.device)
         self.tensor.index_copy_(2, index, copy.to(self.device).permute(1, 2, 0, 3, 4, 5))
+
+
+def zero_behind(copy: Tensor, num_tokens: int) -> None:
+    """Zeroes what lies behind `num_tokens` tokens in exported pages, of which it is a part of the last."""
+    num_pages, page_size = len(copy), copy.shape[3]
+    num_tokens_in_last = num_tokens - (num_pages - 1) * page_size
+    if num_pages and num_tokens_in_last < page_size:
+        copy[-1, :, :, num_tokens_in_last:] = 0

@@ -26,7 +26,7 @@ def free_kv_bytes(model: LoadedModel, section: LanguageSection) -> int:
     """
     torch.cuda.empty_cache()
     num_free, num_total = torch.cuda.mem_get_info(model.device)
-    reserved = step_bytes(model.config.text, section, model.dtype.itemsize) + _OVERHEAD_BYTES
+    reserved = step_bytes(model.language.config, section, model.dtype.itemsize) + _OVERHEAD_BYTES
     num_bytes = int(section.gpu_memory_fraction * num_total) - (num_total - num_free) - reserved
     if num_bytes <= 0:
         raise ConfigurationError(

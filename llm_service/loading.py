@@ -6,16 +6,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from llm_service.attention import build_attention, choose_attention
 from llm_service.device_defaults import resolve_section
 from llm_service.engine import Engine, StepOutput
-from llm_service.kv_cache import PagedKvCache, PageShape
+from llm_service.kv_cache import PagedKvCache, PageShape, PageStore
 from llm_service.kv_memory import context_cost, free_kv_bytes
 from llm_service.model_runner import ModelRunner
 from llm_service.page_pool import PagePool
+from llm_service.parallel.leader import LeaderLink
+from llm_service.parallel.pages import GatheredPages
+from llm_service.parallel.runner import ParallelRunner
 from llm_service.runner import Progress, Runner
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler
@@ -25,6 +29,8 @@ from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
 from triptych.models.qwen2_5_vl.language import LanguageModel
 from triptych.models.qwen2_5_vl.quantization import quantize_language_model
+from triptych.models.qwen2_5_vl.sharded import ShardedLanguageModel
+from triptych.models.qwen2_5_vl.sharding import Collectives
 from triptych.models.qwen2_5_vl.weights import load_language_model
 from triptych.models_folder import resolve_model_folder
 from triptych.precision import resolve_device, resolve_dtype
@@ -41,7 +47,10 @@ def log_progress(num_done: int, num_all: int) -> None:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The language model with its configuration, and the checkpoint's fingerprint. No `visual.*` tensor is read."""
+    """The language model with its configuration, and the checkpoint's fingerprint. No `visual.*` tensor is read.
+
+    Where several ranks share the work, `language` is the part of one of them, and `language.config` says how large.
+    """
 
     config: ModelConfig
     language: LanguageModel
@@ -50,22 +59,32 @@ class LoadedModel:
     device: torch.device
 
     @classmethod
-    def load(cls, section: ModelSection) -> LoadedModel:
-        """Takes seconds: not for an event loop. Raises ModelError or ConfigurationError."""
+    def load(cls, section: ModelSection, collectives: Collectives | None = None) -> LoadedModel:
+        """With `collectives` the part of their rank. Takes seconds: not for an event loop.
+
+        Raises ModelError or ConfigurationError.
+        """
         folder = resolve_model_folder(section.path)
         device = resolve_device(section)
-        return cls.from_folder(folder, resolve_dtype(section, device), device, section.quantization)
+        return cls.from_folder(folder, resolve_dtype(section, device), device, section.quantization, collectives)
 
     @classmethod
     def from_folder(
-        cls, folder: Path, dtype: torch.dtype, device: torch.device, quantization: Quantization = Quantization.NONE
+        cls,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantization: Quantization = Quantization.NONE,
+        collectives: Collectives | None = None,
     ) -> LoadedModel:
         config = ModelConfig.from_folder(folder)
         if quantization is Quantization.FP8:
             _check_fp8(device)
-        language = load_language_model(folder, config, dtype, device)
+        language = load_language_model(folder, config, dtype, device, collectives)
         if quantization is Quantization.FP8:
             quantize_language_model(language)
+        if isinstance(language, ShardedLanguageModel):
+            language.sum_over_ranks()
         return cls(config, language, model_fingerprint(folder), dtype, device)
 
     @property
@@ -78,27 +97,49 @@ class LoadedModel:
         return sum(parameter.nbytes for parameter in self.language.parameters())
 
 
+@dataclass(frozen=True)
+class Computation:
+    """What computes steps: in a group each rank has one of its own, all of the same shape."""
+
+    cache: PagedKvCache
+    runner: Runner
+    max_sequence_tokens: int
+
+
 def build_engine(
     model: LoadedModel,
     section: LanguageSection,
     publish: Callable[[list[StepOutput]], None],
     progress: Progress = log_progress,
+    link: LeaderLink | None = None,
 ) -> Engine:
     """An engine with its own KV cache, still to be started; `progress` is called while that prepares its runner.
 
-    Raises ConfigurationError for values that can't work.
+    link: to the other ranks, where the model is one of several parts. Raises ConfigurationError for values that can't
+    work.
     """
     section = resolve_section(section, model.device)
-    shape = PageShape.of_model(model.config.text, section.page_size, model.dtype)
+    computation = build_computation(model, section, progress)
+    runner, pages = computation.runner, cast(PageStore, computation.cache)
+    if link is not None:
+        runner, pages = ParallelRunner(runner, link, model.dtype), GatheredPages(computation.cache, link)
+    pool = PagePool(computation.cache.num_pages, section.page_size, section.enable_prefix_cache)
+    scheduler = Scheduler(section, pool, pages, context_cost(model.language.config))
+    return Engine(scheduler, runner, computation.max_sequence_tokens, publish)
+
+
+def build_computation(model: LoadedModel, section: LanguageSection, progress: Progress = log_progress) -> Computation:
+    """The cache and the runner of this process, for a section that was resolved. Ranks agree on the number of pages."""
+    shape = PageShape.of_model(model.language.config, section.page_size, model.dtype)
     num_pages = section.num_pages or shape.num_pages_in(section.kv_cache_bytes or free_kv_bytes(model, section))
+    if isinstance(model.language, ShardedLanguageModel):
+        num_pages = model.language.collectives.min_of(num_pages)
     cache = PagedKvCache(shape, num_pages, model.device)
-    pool = PagePool(num_pages, section.page_size, section.enable_prefix_cache)
     max_context_tokens = section.max_context_tokens or model.config.text.max_position_embeddings
     # A sequence that has the cache to itself must be able to go on to its end.
     max_sequence_tokens = min(max_context_tokens, num_pages * section.page_size)
     runner = build_runner(model, section, cache, max_sequence_tokens, progress)
-    scheduler = Scheduler(section, pool, cache, context_cost(model.config.text))
-    return Engine(scheduler, runner, max_sequence_tokens, publish)
+    return Computation(cache, runner, max_sequence_tokens)
 
 
 def build_runner(
@@ -113,20 +154,35 @@ def build_runner(
     # Triton is an optional package, and slow to import.
     from llm_service.fused_runner import FusedModelRunner
     from llm_service.fused_sampler import FusedSampler
+    from llm_service.prompt_buckets import prompt_buckets
     from triptych.models.qwen2_5_vl.fused import FusedLanguageModel
 
     is_cuda = model.device.type == "cuda"
     has_pdl = is_cuda and torch.cuda.get_device_capability(model.device) >= (9, 0)
     max_position = max(model.config.text.max_position_embeddings, max_sequence_tokens)
-    return FusedModelRunner(
-        FusedLanguageModel(model.language, max_position, max_skinny_tokens=MAX_SKINNY_TOKENS, pdl=has_pdl),
+    max_batch = section.max_running_requests
+    buckets = prompt_buckets(section.max_step_tokens, section.mixed_prefill_tokens, max_batch)
+    runner_class: type[FusedModelRunner] = FusedModelRunner
+    language: FusedLanguageModel
+    if isinstance(model.language, ShardedLanguageModel):
+        from llm_service.parallel.fused_runner import ShardedFusedRunner
+        from triptych.models.qwen2_5_vl.sharded_fused import ShardedFusedLanguageModel
+
+        runner_class, language = ShardedFusedRunner, ShardedFusedLanguageModel(model.language, max_position)
+        # As many graphs of prompts are captured as the time allows, and the ranks' times differ.
+        buckets = []
+    else:
+        language = FusedLanguageModel(model.language, max_position, max_skinny_tokens=MAX_SKINNY_TOKENS, pdl=has_pdl)
+    return runner_class(
+        language,
         cache,
         FusedSampler(model.config.eos_token_ids),
-        max_batch=section.max_running_requests,
+        max_batch=max_batch,
         max_sequence_tokens=max_sequence_tokens,
         max_step_tokens=section.max_step_tokens,
         num_steps_ahead=1 if is_cuda else 0,
         progress=progress,
+        prompt_buckets=buckets if is_cuda else (),
     )
 
 

@@ -18,6 +18,7 @@ from llm_service.engine import StepOutput
 from llm_service.kv_cache import PageShape
 from llm_service.kv_transfer import KvTransfer, check_kv_ticket
 from llm_service.loading import LoadedModel, build_engine
+from llm_service.parallel.leader import LeaderLink
 from llm_service.request import GenerationRequest, RequestReader
 from llm_service.results import DecodeResult, PrefillResult
 from llm_service.role import Role
@@ -47,6 +48,7 @@ class LlmStage:
         fetcher: TensorFetcher,
         leases: LeaseTable,
         embedder: Embedder | None = None,
+        link: LeaderLink | None = None,
     ) -> None:
         section: LanguageSection = getattr(config.stages, role)
         self.role = role
@@ -55,7 +57,7 @@ class LlmStage:
         self._model = model
         self._fetcher = fetcher
         self._runs = SequenceRuns()
-        self._engine = build_engine(model, section, self._runs.publish)
+        self._engine = build_engine(model, section, self._runs.publish, link=link)
         max_tokens = self._engine.max_sequence_tokens
         is_cache_smaller = max_tokens == self._engine.scheduler.pool.num_pages * section.page_size
         limit_setting = f"stages.{role}.{'num_pages' if is_cache_smaller else 'max_context_tokens'}"

@@ -35,16 +35,18 @@ PATCH_DIM = 3 * 2 * 14 * 14
 NUM_NEW_TOKENS = 64
 
 
-def reference_model() -> Qwen2_5_VLForConditionalGeneration:
+def reference_model(
+    hidden_size: int = 48, num_heads: int = 6, num_kv_heads: int = 2
+) -> Qwen2_5_VLForConditionalGeneration:
     """Weights wide enough that the likeliest token is clearly ahead, and answers do not fall into a short loop."""
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 128,
-            "hidden_size": 48,
+            "hidden_size": hidden_size,
             "intermediate_size": 80,
             "num_hidden_layers": 3,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": num_kv_heads,
             "max_position_embeddings": 1024,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 2, 1]},
             "tie_word_embeddings": False,
@@ -56,7 +58,7 @@ def reference_model() -> Qwen2_5_VLForConditionalGeneration:
             "hidden_size": 32,
             "intermediate_size": 44,
             "num_heads": 2,
-            "out_hidden_size": 48,
+            "out_hidden_size": hidden_size,
             "window_size": 56,
             "fullatt_block_indexes": [1],
             "tokens_per_second": 2,
@@ -168,9 +170,9 @@ CASES: dict[str, tuple[tuple[int | tuple[str, Grid, float], ...], int]] = {
 }
 
 
-def make_model(folder: Path) -> Model:
-    """Writes the checkpoint to `folder` and reads it back."""
-    reference = reference_model()
+def make_model(folder: Path, **sizes: int) -> Model:
+    """Writes the checkpoint to `folder` and reads it back; sizes as `reference_model` takes them."""
+    reference = reference_model(**sizes)
     reference.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")  # not read here, but a checkpoint has one
     config = ModelConfig.from_folder(folder)

@@ -68,7 +68,7 @@ class GetActorInfoResponse(_message.Message):
     def __init__(self, info: _Optional[_Union[ActorInfo, _Mapping]] = ...) -> None: ...
 
 class ActorInfo(_message.Message):
-    __slots__ = ("actor_id", "stage", "endpoint", "host_id", "process_id", "model_fingerprint", "dtype", "lanes", "multimodal_disaggregated", "weights", "encoder", "language", "leases", "state")
+    __slots__ = ("actor_id", "stage", "endpoint", "host_id", "process_id", "model_fingerprint", "dtype", "lanes", "multimodal_disaggregated", "weights", "encoder", "language", "leases", "state", "ranks")
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class ActorInfo(_message.Message):
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     actor_id: str
     stage: _common_pb2.Stage
     endpoint: str
@@ -97,7 +98,20 @@ class ActorInfo(_message.Message):
     language: LanguageCounters
     leases: LeaseCounters
     state: ActorState
-    def __init__(self, actor_id: _Optional[str] = ..., stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., endpoint: _Optional[str] = ..., host_id: _Optional[str] = ..., process_id: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., lanes: _Optional[_Iterable[str]] = ..., multimodal_disaggregated: bool = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., encoder: _Optional[_Union[EncoderCounters, _Mapping]] = ..., language: _Optional[_Union[LanguageCounters, _Mapping]] = ..., leases: _Optional[_Union[LeaseCounters, _Mapping]] = ..., state: _Optional[_Union[ActorState, str]] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[RankInfo]
+    def __init__(self, actor_id: _Optional[str] = ..., stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., endpoint: _Optional[str] = ..., host_id: _Optional[str] = ..., process_id: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., lanes: _Optional[_Iterable[str]] = ..., multimodal_disaggregated: bool = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., encoder: _Optional[_Union[EncoderCounters, _Mapping]] = ..., language: _Optional[_Union[LanguageCounters, _Mapping]] = ..., leases: _Optional[_Union[LeaseCounters, _Mapping]] = ..., state: _Optional[_Union[ActorState, str]] = ..., ranks: _Optional[_Iterable[_Union[RankInfo, _Mapping]]] = ...) -> None: ...
+
+class RankInfo(_message.Message):
+    __slots__ = ("rank", "process_id", "host_id", "weights")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    process_id: int
+    host_id: str
+    weights: Weights
+    def __init__(self, rank: _Optional[int] = ..., process_id: _Optional[int] = ..., host_id: _Optional[str] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ...) -> None: ...
 
 class Weights(_message.Message):
     __slots__ = ("num_visual_parameters", "num_language_parameters", "num_bytes")
@@ -110,7 +124,7 @@ class Weights(_message.Message):
     def __init__(self, num_visual_parameters: _Optional[int] = ..., num_language_parameters: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class EncoderCounters(_message.Message):
-    __slots__ = ("accepted_items", "rejected_items", "encoded_items", "encoded_patches", "num_batches", "pending_patches", "max_pending_patches", "cache_hits", "cache_items", "cache_bytes")
+    __slots__ = ("accepted_items", "rejected_items", "encoded_items", "encoded_patches", "num_batches", "pending_patches", "max_pending_patches", "cache_hits", "cache_items", "cache_bytes", "device_cache_hits", "host_cache_hits", "host_cache_items", "host_cache_bytes", "expired_items", "activation_bytes", "max_activation_bytes")
     ACCEPTED_ITEMS_FIELD_NUMBER: _ClassVar[int]
     REJECTED_ITEMS_FIELD_NUMBER: _ClassVar[int]
     ENCODED_ITEMS_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +135,13 @@ class EncoderCounters(_message.Message):
     CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
     CACHE_ITEMS_FIELD_NUMBER: _ClassVar[int]
     CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
+    HOST_CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
+    HOST_CACHE_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    HOST_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     accepted_items: int
     rejected_items: int
     encoded_items: int
@@ -131,7 +152,14 @@ class EncoderCounters(_message.Message):
     cache_hits: int
     cache_items: int
     cache_bytes: int
-    def __init__(self, accepted_items: _Optional[int] = ..., rejected_items: _Optional[int] = ..., encoded_items: _Optional[int] = ..., encoded_patches: _Optional[int] = ..., num_batches: _Optional[int] = ..., pending_patches: _Optional[int] = ..., max_pending_patches: _Optional[int] = ..., cache_hits: _Optional[int] = ..., cache_items: _Optional[int] = ..., cache_bytes: _Optional[int] = ...) -> None: ...
+    device_cache_hits: int
+    host_cache_hits: int
+    host_cache_items: int
+    host_cache_bytes: int
+    expired_items: int
+    activation_bytes: int
+    max_activation_bytes: int
+    def __init__(self, accepted_items: _Optional[int] = ..., rejected_items: _Optional[int] = ..., encoded_items: _Optional[int] = ..., encoded_patches: _Optional[int] = ..., num_batches: _Optional[int] = ..., pending_patches: _Optional[int] = ..., max_pending_patches: _Optional[int] = ..., cache_hits: _Optional[int] = ..., cache_items: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., device_cache_hits: _Optional[int] = ..., host_cache_hits: _Optional[int] = ..., host_cache_items: _Optional[int] = ..., host_cache_bytes: _Optional[int] = ..., expired_items: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., max_activation_bytes: _Optional[int] = ...) -> None: ...
 
 class LanguageCounters(_message.Message):
     __slots__ = ("waiting_requests", "running_requests", "finished_requests", "num_steps", "num_preemptions", "total_pages", "held_pages", "cached_pages", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "page_size", "accepted_embeddings")

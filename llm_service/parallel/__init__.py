@@ -1,0 +1,1 @@
+"""Tensor parallelism: one LLM actor over several GPUs, a leader and its followers, each a process of its own."""
