@@ -139,9 +139,10 @@ class DecodeGraphs:
         return float(begin.elapsed_time(end)) / _NUM_TIMED_REPLAYS
 
     def can_launch(self, chunks: Seq[Chunk], special: Mapping[str, Array]) -> bool:
-        """All chunks have one token, and there is room for them."""
+        """All chunks have one token and are sampled, and there is room for them."""
         is_small = sum(array.nbytes for array in special.values()) <= _MAX_SPECIAL_BYTES
-        return is_small and len(chunks) <= self.max_batch and all(chunk.num_new_tokens == 1 for chunk in chunks)
+        are_decodes = all(chunk.num_new_tokens == 1 and chunk.is_sampled for chunk in chunks)
+        return is_small and are_decodes and len(chunks) <= self.max_batch
 
     def launch(
         self,

@@ -35,7 +35,7 @@ ComputePrompts = Callable[[int, Mapping[str, Tensor], Tensor, TritonStep], None]
 
 # Room in the upload for rows with top-k, top-p or banned tokens.
 _MAX_SPECIAL_BYTES = 1 << 20
-_MAX_CAPTURE_S = 5.0
+_MAX_CAPTURE_S = 4.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
-from triptych.kernels.decode_attention import DecodePlan, DecodeTiling
+from triptych.kernels.decode_attention import MAX_SPLITS, DecodePlan
 from triptych.kernels.skinny_linear import SkinnyTiling
 from triptych.models.qwen2_5_vl.fused import SkinnyPlan
 
@@ -59,22 +59,22 @@ def moves_of_one() -> list[Move]:
     return [
         _skinny(down=SkinnyTiling("vector", 4, 1024, 4, 2)),
         _upcoming(16 * _MIB),
-        _upcoming(8 * _MIB),
-        _upcoming(24 * _MIB),
-        _skinny(qkv=SkinnyTiling("vector", 4, 1024, 4, 2), o=SkinnyTiling("vector", 4, 1024, 4, 2)),
-        _without_pdl,
+        _fetching_o,
+        _fetching_qkv,
         _stages(3),
-        _skinny(gate_up=SkinnyTiling("vector", 1, 512, 2, 2)),
-        _skinny(gate_up=SkinnyTiling("vector", 1, 1024, 2, 2)),
-        _skinny(down=SkinnyTiling("vector", 2, 1024, 4, 2)),
-        _skinny(down=SkinnyTiling("vector", 8, 1024, 8, 1)),
+        _upcoming(8 * _MIB),
+        _without_pdl,
         _skinny(qkv=SkinnyTiling("vector", 2, 1024, 2, 2), o=SkinnyTiling("vector", 2, 1024, 2, 2)),
+        _merged_otherwise,
+        _upcoming(24 * _MIB),
+        _skinny(down=SkinnyTiling("vector", 2, 1024, 4, 2)),
     ]
 
 
 def moves_of_many() -> list[Move]:
-    """What may help a batch: other numbers of splits and pipelines of other depths."""
-    return [_stages(3), _stages(5), _halved_splits, _doubled_splits]
+    """What may help a batch: other numbers of splits, merged otherwise, and smaller tiles or pipelines of other depths,
+    of which more fit on a multiprocessor."""
+    return [_stages(3), _doubled_splits, _merged_otherwise, _small_tiles, _doubled_splits, _halved_splits, _stages(5)]
 
 
 def nearest(batch: int, tuned: Mapping[int, StepChoice]) -> int | None:
@@ -97,27 +97,30 @@ def _upcoming(num_bytes: int) -> Move:
     return move
 
 
+def _fetching_o(choice: StepChoice) -> StepChoice:
+    return replace(choice, skinny=replace(choice.skinny or SkinnyPlan(), fetches_o=True))
+
+
+def _fetching_qkv(choice: StepChoice) -> StepChoice:
+    return replace(choice, skinny=replace(choice.skinny or SkinnyPlan(), fetches_qkv=True))
+
+
 def _without_pdl(choice: StepChoice) -> StepChoice:
     return replace(choice, pdl=False, skinny=replace(choice.skinny or SkinnyPlan(), pdl=False))
 
 
 def _stages(num_stages: int) -> Move:
+    return _planned(lambda plan: replace(plan, tiling=replace(plan.tiling, num_stages=num_stages)))
+
+
+def _planned(change: Callable[[DecodePlan], DecodePlan]) -> Move:
     def move(choice: StepChoice) -> StepChoice:
-        plan = choice.attention
-        return choice if plan is None else _planned(choice, replace(plan, tiling=DecodeTiling(num_stages=num_stages)))
+        return choice if choice.attention is None else replace(choice, attention=change(choice.attention))
 
     return move
 
 
-def _halved_splits(choice: StepChoice) -> StepChoice:
-    plan = choice.attention
-    return choice if plan is None else _planned(choice, replace(plan, num_splits=max(1, plan.num_splits // 2)))
-
-
-def _doubled_splits(choice: StepChoice) -> StepChoice:
-    plan = choice.attention
-    return choice if plan is None else _planned(choice, replace(plan, num_splits=2 * plan.num_splits))
-
-
-def _planned(choice: StepChoice, plan: DecodePlan) -> StepChoice:
-    return replace(choice, attention=plan)
+_halved_splits = _planned(lambda plan: replace(plan, num_splits=max(1, plan.num_splits // 2)))
+_doubled_splits = _planned(lambda plan: replace(plan, num_splits=min(2 * plan.num_splits, MAX_SPLITS)))
+_merged_otherwise = _planned(lambda plan: replace(plan, is_merged_by_last=not plan.is_merged_by_last))
+_small_tiles = _planned(lambda plan: replace(plan, tiling=replace(plan.tiling, block_tokens=32, num_stages=4)))

@@ -26,9 +26,10 @@ from triptych.kernels.decode_attention import (
     rotary_decode_attention,
 )
 from triptych.kernels.dense_prefill import dense_causal_attention
+from triptych.kernels.prefetch import Upcoming
 from triptych.kernels.prefill_attention import PrefillTiling, paged_prefill_attention
 from triptych.kernels.rotary import rotary_and_store
-from triptych.models.qwen2_5_vl.fused import PackedRotary, Upcoming
+from triptych.models.qwen2_5_vl.fused import PackedRotary
 
 # A whole prompt of so many tokens is quicker through cuDNN; a shorter one goes through the paged kernel like a chunk.
 DENSE_MIN_TOKENS = 4_096
@@ -161,7 +162,7 @@ class TritonStep:
     _workspaces: list[DecodeWorkspace] = field(default_factory=list)
 
     def attend_packed(
-        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Upcoming | None = None
+        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Sequence[Upcoming] = ()
     ) -> Tensor:
         """Packed projections [T, (num_heads + 2 * num_kv_heads) * head_dim] to attention [T, num_heads * head_dim]."""
         keys, values = self.cache.layer(layer_index)
@@ -173,8 +174,7 @@ class TritonStep:
                 qkv, rotary.positions, rotary.table, rotary.sections, keys, values, slots, self.fields["block_table"],
                 self.fields["context_lengths"], self._workspace(num_heads),
                 is_merged_by_last=self._plan.is_merged_by_last, tiling=self._plan.tiling,
-                upcoming=upcoming.weight if upcoming else None, upcoming_bytes=upcoming.num_bytes if upcoming else 0,
-                pdl=self.pdl,
+                upcoming=upcoming, pdl=self.pdl,
             )  # fmt: skip
             return output.flatten(1)
         query = torch.empty((self.shape.num_query_rows, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)

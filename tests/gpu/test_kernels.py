@@ -14,6 +14,7 @@ from triptych.kernels.dense_prefill import DENSE_VARIANTS
 from triptych.kernels.fp8 import fp8_linear, fp8_linear_reference, quantize_per_token, quantize_weight
 from triptych.kernels.norm import fused_add_rms_norm
 from triptych.kernels.paged import paged_attention_reference
+from triptych.kernels.prefetch import Upcoming
 from triptych.kernels.prefill_attention import paged_prefill_attention
 from triptych.kernels.rotary import rotary_and_store_reference, rotary_table
 from triptych.kernels.sample import perturbed_logits_reference, sample
@@ -198,7 +199,7 @@ def test_upcoming_weight_changes_nothing() -> None:
     cache = randn(2, max_pages, PAGE_SIZE, 2, HEAD_DIM)
     table = torch.arange(max_pages, device=DEVICE, dtype=torch.int32)[None]
     lengths = torch.full((batch,), 300, dtype=torch.int32, device=DEVICE)
-    weight = randn(22_016, 2_048)
+    weight, second = randn(22_016, 2_048), randn(2_048, 2_048)
     results = []
     for num_bytes in (0, 8 << 20, 16 << 20, 1 << 30):
         workspace = DecodeWorkspace.of(batch, 16, 2, HEAD_DIM, 8, DEVICE)
@@ -207,8 +208,19 @@ def test_upcoming_weight_changes_nothing() -> None:
                 torch.ones(batch, 20 * HEAD_DIM, dtype=DTYPE, device=DEVICE),
                 torch.full((3, batch), 299, device=DEVICE), rotary_table(512, HEAD_DIM, 1e6, DEVICE), SECTIONS,
                 cache[0], cache[1], torch.full((batch,), -1, device=DEVICE), table, lengths, workspace,
-                upcoming=weight, upcoming_bytes=num_bytes,
+                upcoming=[Upcoming(weight, num_bytes), Upcoming(second, second.nbytes)],
             )
         )  # fmt: skip
     torch.cuda.synchronize()
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("pdl", [False, True])
+def test_a_linear_fetches_the_next_weight(pdl: bool) -> None:
+    """Several in a chain, as in a model: each gives what it gives alone."""
+    states, weight = randn(1, 11_008), randn(2_048, 11_008) * 0.02
+    expected = skinny_linear_reference(states, weight)
+    for num_bytes in (0, weight.nbytes, 1 << 30):
+        for tiling in (SkinnyTiling("vector", 4, 1024, 4, 2), SkinnyTiling("vector", 2, 1024, 2)):
+            upcoming = Upcoming(weight, num_bytes)
+            close(skinny_linear(states, weight, tiling=tiling, upcoming=upcoming, pdl=pdl), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from llm_service.fused_runner import FusedModelRunner
 from llm_service.fused_sampler import FusedSampler
 from llm_service.kv_cache import PagedKvCache
 from llm_service.model_runner import ModelRunner
+from llm_service.prompt_buckets import PromptBucket
 from llm_service.sampler import Sampler
 from triptych.config import LanguageSection
 from triptych.models.qwen2_5_vl.fused import FusedLanguageModel
@@ -30,6 +32,7 @@ def fused_engine(
     num_steps_ahead: int = 1,
     max_skinny_tokens: int = 0,
     max_sequence_tokens: int = 100,
+    prompt_buckets: Sequence[PromptBucket] = (),
     **section: object,
 ) -> SteppedEngine:
     values = {"page_size": 8, "num_pages": 100, "max_running_requests": 3} | section
@@ -44,6 +47,7 @@ def fused_engine(
         max_step_tokens=resolve_section(engine.scheduler.section, CPU).max_step_tokens,
         num_steps_ahead=num_steps_ahead,
         progress=lambda num_done, num_all: None,
+        prompt_buckets=prompt_buckets,
     )
     engine.runner.prepare()
     return engine

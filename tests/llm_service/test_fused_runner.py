@@ -17,6 +17,7 @@ from llm_service.attention import triton as triton_attention
 from llm_service.decode_graphs import batch_buckets
 from llm_service.fused_sampler import FusedSampler
 from llm_service.prompt import Prompt
+from llm_service.prompt_buckets import MAX_PROMPT_TOKENS, PromptBucket, prompt_buckets, smallest
 from llm_service.sequence import FinishReason, Sequence
 from llm_service.upload import Upload
 from triptych.errors import InvalidRequest
@@ -42,6 +43,55 @@ def expected(model: Model, num_tokens: int = NUM_TOKENS) -> list[tuple[int, ...]
 def test_tokens_are_those_of_transformers(model: Model, num_steps_ahead: int, max_skinny_tokens: int) -> None:
     engine = fused_engine(model, num_steps_ahead, max_skinny_tokens)
     assert answers(engine, [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]) == expected(model)
+
+
+# Some of the steps below are too large for them.
+BUCKETS = (PromptBucket(0, 12), PromptBucket(2, 8))
+
+
+def count_replays(engine: SteppedEngine, monkeypatch: pytest.MonkeyPatch) -> list[PromptBucket]:
+    """The bucket of every step that was launched through one."""
+    buckets: list[PromptBucket] = []
+    graphs = engine.runner._prompt_graphs  # type: ignore[attr-defined]
+    launch = graphs.launch
+
+    def launch_and_count(bucket: PromptBucket, *arguments: object) -> object:
+        buckets.append(bucket)
+        return launch(bucket, *arguments)
+
+    monkeypatch.setattr(graphs, "launch", launch_and_count)
+    return buckets
+
+
+def test_prompts_through_buckets(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures, chunks behind chunks, and padding on both sides, one step ahead of the tokens."""
+    engine = fused_engine(model, mixed_prefill_tokens=7, prefill_chunk_tokens=12, prompt_buckets=BUCKETS)
+    used = count_replays(engine, monkeypatch)
+    engine.runner._logits.fill_(torch.nan)  # type: ignore[attr-defined]
+    sequences = [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]
+    for sequence in sequences:
+        engine.add(sequence)
+        engine.step()
+        engine.step()
+    assert answers(engine, []) == []
+    assert [answer(sequence) for sequence in sequences] == expected(model)
+    assert set(used) == set(BUCKETS)
+
+
+def test_draws_through_a_bucket_are_those_without(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A greedy answer and one cut to its top tokens, which is sampled a second time."""
+    used: list[list[PromptBucket]] = []
+
+    def drawn(*buckets: PromptBucket) -> list[tuple[int, ...]]:
+        engine = fused_engine(model, max_running_requests=2, prompt_buckets=buckets)
+        used.append(count_replays(engine, monkeypatch))
+        sampling = SamplingParameters(max_tokens=3, temperature=1.2, seed=11, top_k=5)
+        cases = (("one token", greedy(3)), ("one image", sampling))
+        return answers(engine, [new_sequence(model.case(name), values) for name, values in cases])
+
+    assert drawn(PromptBucket(1, 24)) == drawn()
+    assert used[0]
+    assert not used[1]
 
 
 @pytest.mark.parametrize("mixed_prefill_tokens", [5, 40])
@@ -151,3 +201,15 @@ def test_buckets() -> None:
     assert buckets[:7] == [1, 2, 4, 8, 16, 24, 32]
     assert buckets[-1] == 256
     assert len(buckets) <= 20
+
+
+def test_prompt_buckets() -> None:
+    buckets = prompt_buckets(32_768, 1_024, 256)
+    assert len(buckets) == len(set(buckets)) <= 50
+    assert smallest(buckets, 0, 1_400) == PromptBucket(0, 1_408)
+    assert smallest(buckets, 64, 1_000) == PromptBucket(64, 1_024)
+    assert smallest(buckets, 3, 5) == PromptBucket(16, 64)
+    assert smallest(buckets, 0, MAX_PROMPT_TOKENS) == PromptBucket(0, MAX_PROMPT_TOKENS)
+    assert smallest(buckets, 0, MAX_PROMPT_TOKENS + 1) is None
+    assert smallest(buckets, 257, 5) is None
+    assert all(bucket.num_prompt_tokens <= 200 for bucket in prompt_buckets(200, 1_024, 8))

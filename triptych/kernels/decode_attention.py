@@ -6,6 +6,7 @@ rotates, stores and attends in one kernel. The launch is the same for every leng
 them. Floor: bytes. 2 * num_kv_heads * head_dim elements per token of context.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,9 @@ from torch import Tensor
 from triptych.kernels.decode_kernel import decode_kernel, merge_kernel
 from triptych.kernels.launch import launch_options, power_of_two_at_least
 from triptych.kernels.paged import check_pages, dot_precision, log2_scale
+from triptych.kernels.prefetch import WARP_LANES, Upcoming
 
 _MIN_GROUP = 16
-# Lanes of a program that fetch a part of the upcoming weight each, in multiples of so many bytes.
-UPCOMING_LANES = 128
-UPCOMING_ALIGNMENT = 128
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,7 @@ def rotary_decode_attention(
     out: Tensor | None = None,
     is_merged_by_last: bool = True,
     tiling: DecodeTiling | None = None,
-    upcoming: Tensor | None = None,
-    upcoming_bytes: int = 0,
+    upcoming: Sequence[Upcoming] = (),
     pdl: bool = False,
 ) -> Tensor:
     """`rotary_and_store` and `paged_decode_attention` in one: `out` [B, num_heads, head_dim] from the packed
@@ -141,8 +139,7 @@ def rotary_decode_attention(
 
     qkv: [B, (num_heads + 2 * num_kv_heads) * head_dim]. positions: int64 [3, B]. table, sections, slot_mapping: as
     `rotary_and_store` takes them. context_lengths: int32 [B], with the new token, which this call stores.
-    upcoming: a weight that a later kernel reads, of which about `upcoming_bytes` are brought into the L2 cache
-    meanwhile: attention leaves the memory idle when sequences are few. Needs compute capability 9.0.
+    upcoming: at most two weights that later kernels read, the first one first: see `prefetch`.
     """
     batch_size, width = qkv.shape
     num_kv_heads, head_dim = key_cache.shape[-2:]
@@ -151,8 +148,7 @@ def rotary_decode_attention(
     out = torch.empty((batch_size, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device) if out is None else out
     _launch(
         qkv, (positions, table, slot_mapping), key_cache, value_cache, block_table, context_lengths, workspace, out,
-        sections, is_merged_by_last=is_merged_by_last, tiling=tiling, upcoming=upcoming, upcoming_bytes=upcoming_bytes,
-        pdl=pdl,
+        sections, is_merged_by_last=is_merged_by_last, tiling=tiling, upcoming=upcoming, pdl=pdl,
     )  # fmt: skip
     return out
 
@@ -170,8 +166,7 @@ def _launch(
     *,
     is_merged_by_last: bool,
     tiling: DecodeTiling | None,
-    upcoming: Tensor | None = None,
-    upcoming_bytes: int = 0,
+    upcoming: Sequence[Upcoming] = (),
     pdl: bool,
 ) -> None:
     batch_size, num_heads, head_dim = out.shape
@@ -186,10 +181,9 @@ def _launch(
     tiling = DecodeTiling() if tiling is None else tiling
     # Without rotation the three arguments are never read.
     positions, table, slot_mapping = (query, query, query) if rotary is None else rotary
-    upcoming = query if upcoming is None else upcoming
-    num_lanes = num_splits * num_kv_heads * batch_size * UPCOMING_LANES
-    # What each lane fetches, a multiple of what the hardware takes, inside of the weight for all of them.
-    lane_bytes = min(upcoming_bytes, upcoming.nbytes) // num_lanes // UPCOMING_ALIGNMENT * UPCOMING_ALIGNMENT
+    lanes = WARP_LANES * tiling.num_warps
+    num_lanes = num_splits * num_kv_heads * batch_size * lanes
+    first, second = (*upcoming, *[Upcoming(query, 0)] * (2 - len(upcoming)))
     decode_kernel[(num_splits, num_kv_heads, batch_size)](
         query,
         positions,
@@ -202,7 +196,8 @@ def _launch(
         workspace.weighted,
         workspace.logsumexp,
         workspace.arrivals,
-        upcoming,
+        first.weight,
+        second.weight,
         out,
         log2_scale(head_dim),
         query.stride(0),
@@ -220,7 +215,9 @@ def _launch(
         HAS_ROTARY=rotary is not None,
         HAS_MERGE_KERNEL=num_splits > 1 and not is_merged_by_last,
         PRECISION=dot_precision(out.dtype),
-        UPCOMING_BYTES=lane_bytes if upcoming_bytes else 0,
+        LANES=lanes,
+        UPCOMING_BYTES=first.lane_bytes(num_lanes),
+        SECOND_UPCOMING_BYTES=second.lane_bytes(num_lanes),
         PDL=pdl,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from triptych.kernels.launch import wait_for_previous
 from triptych.kernels.paged import attend_tile, page_rows
+from triptych.kernels.prefetch import fetch_upcoming
 from triptych.kernels.rotary import load_cos_sin, load_rotated
 
 
@@ -24,6 +25,7 @@ def decode_kernel(
     partial_logsumexp,
     arrivals,
     upcoming,
+    second_upcoming,
     out,
     log2_scale,
     query_stride,
@@ -41,11 +43,14 @@ def decode_kernel(
     HAS_ROTARY: tl.constexpr,
     HAS_MERGE_KERNEL: tl.constexpr,
     PRECISION: tl.constexpr,
+    LANES: tl.constexpr,
     UPCOMING_BYTES: tl.constexpr,
+    SECOND_UPCOMING_BYTES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    if UPCOMING_BYTES > 0:
-        _fetch_upcoming(upcoming, UPCOMING_BYTES)
+    program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+    fetch_upcoming(upcoming, program, LANES, UPCOMING_BYTES)
+    fetch_upcoming(second_upcoming, program, LANES, SECOND_UPCOMING_BYTES)
     wait_for_previous(PDL)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     split = tl.program_id(0)
@@ -134,19 +139,6 @@ def decode_kernel(
                 NUM_HEADS, HEAD_DIM, BLOCK_GROUP,
             )  # fmt: skip
             tl.store(out_rows[:, None] + dims[None, :], merged.to(out.dtype.element_ty), mask=is_head[:, None])
-
-
-@triton.jit
-def _fetch_upcoming(weight, LANE_BYTES: tl.constexpr):
-    """Asks for 128 * LANE_BYTES of a weight to be brought into the L2 cache by each program; waits for nothing."""
-    program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
-    lanes = program * 128 + tl.arange(0, 128)
-    addresses = weight.to(tl.int64) + lanes.to(tl.int64) * LANE_BYTES
-    sizes = tl.full((128,), LANE_BYTES, tl.int32)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [addresses, sizes], dtype=tl.int32,
-        is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 @triton.jit

@@ -1,5 +1,6 @@
 """The language model of Qwen2.5-VL on fused kernels: the same weights and results, fewer passes over memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from triptych.kernels.activation import silu_and_mul
 from triptych.kernels.norm import fused_add_rms_norm, rms_norm
+from triptych.kernels.prefetch import Upcoming
 from triptych.kernels.rotary import rotary_table
 from triptych.kernels.skinny_linear import SkinnyTiling, skinny_linear
 from triptych.models.qwen2_5_vl.language import DecoderLayer, LanguageModel
@@ -24,18 +26,11 @@ class PackedRotary:
 
 
 @dataclass(frozen=True)
-class Upcoming:
-    """A weight that is read after the attention, of which so many bytes may come into the L2 cache meanwhile."""
-
-    weight: Tensor
-    num_bytes: int
-
-
-@dataclass(frozen=True)
 class SkinnyPlan:
     """How a step of few tokens is computed. A tiling of None is chosen by shape.
 
-    upcoming_bytes: how much of the gate_up weight is fetched during the attention, see `Upcoming`.
+    What is fetched before it is needed, see `prefetch`: fetches_o: the o weight, during the attention; upcoming_bytes:
+    how much of the gate_up weight, likewise; fetches_qkv: the next layer's qkv weight, at the end of down.
     """
 
     qkv: SkinnyTiling | None = None
@@ -43,6 +38,8 @@ class SkinnyPlan:
     gate_up: SkinnyTiling | None = None
     down: SkinnyTiling | None = None
     upcoming_bytes: int = 0
+    fetches_o: bool = False
+    fetches_qkv: bool = False
     pdl: bool = False
 
 
@@ -50,7 +47,7 @@ class PackedAttention(Protocol):
     """Causal attention of one forward pass that rotates and stores as well."""
 
     def attend_packed(
-        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Upcoming | None = None
+        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Sequence[Upcoming] = ()
     ) -> Tensor:
         """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim], as projected, to attention [T, num_heads * head_dim]."""
         ...
@@ -126,8 +123,7 @@ class FusedLanguageModel:
                 residual, qkv_proj.weight, qkv_proj.bias, weight_scales=scales_of(qkv_proj),
                 norm_weight=layer.input_layernorm.weight, eps=eps, tiling=plan.qkv, pdl=pdl,
             )  # fmt: skip
-            upcoming = Upcoming(gate_up_proj.weight, plan.upcoming_bytes) if plan.upcoming_bytes else None
-            attended = attention.attend_packed(index, qkv, rotary, upcoming)
+            attended = attention.attend_packed(index, qkv, rotary, _during_attention(layer, plan))
             skinny_linear(
                 attended, o_proj.weight, weight_scales=scales_of(o_proj), residual=residual, out=residual,
                 tiling=plan.o, pdl=pdl,
@@ -138,9 +134,15 @@ class FusedLanguageModel:
             )  # fmt: skip
             skinny_linear(
                 activated, down_proj.weight, weight_scales=scales_of(down_proj), residual=residual, out=residual,
-                tiling=plan.down, pdl=pdl,
+                tiling=plan.down, upcoming=self._after_layer(index) if plan.fetches_qkv else None, pdl=pdl,
             )  # fmt: skip
         return rms_norm(residual, self.model.norm.weight, eps, pdl=pdl)
+
+    def _after_layer(self, index: int) -> Upcoming | None:
+        if index + 1 == len(self._layers):
+            return None
+        weight = self._layers[index + 1].self_attn.qkv_proj.weight
+        return Upcoming(weight, weight.nbytes)
 
     def skinny_plan(self, num_tokens: int) -> SkinnyPlan:
         """One gated output a program for one token: the quickest measured, at 4 warps where the hidden size divides."""
@@ -157,6 +159,13 @@ class FusedLanguageModel:
         attended = layer.self_attn.qkv_proj(hidden)[:, : layer.self_attn.o_proj.in_features].contiguous()
         layer.self_attn.o_proj(attended)
         layer.mlp.down_proj(silu_and_mul(layer.mlp.gate_up_proj(hidden)))
+
+
+def _during_attention(layer: DecoderLayer, plan: SkinnyPlan) -> list[Upcoming]:
+    """In the order in which they are read."""
+    o, gate_up = layer.self_attn.o_proj.weight, layer.mlp.gate_up_proj.weight
+    sizes = ((o, o.nbytes if plan.fetches_o else 0), (gate_up, plan.upcoming_bytes))
+    return [Upcoming(weight, num_bytes) for weight, num_bytes in sizes if num_bytes]
 
 
 def scales_of(linear: nn.Module) -> Tensor | None:
