@@ -141,6 +141,21 @@ def doctor(config: Config = None, model: Model = None) -> None:
     raise typer.Exit(run_doctor(config, model))
 
 
+@app.command("build-engine")
+def build_engine(
+    config: Config = None,
+    model: Model = None,
+    compute_capability: Annotated[
+        str, typer.Option(help="GPU to build for, such as 8.9, where the library needs none here; else this one.")
+    ] = "",
+) -> None:
+    """Build the TensorRT engine of the vision tower before encoders start; see docs/tensorrt.md."""
+    from router.cli.build_engine import run_build_engine
+    from router.cli.overrides import deployment_config
+
+    raise typer.Exit(run_build_engine(deployment_config(config, model), compute_capability))
+
+
 @app.command()
 def topology(endpoint: Endpoint = DEFAULT_ENDPOINT) -> None:
     """Show a running system's stages and actors."""
@@ -223,3 +238,28 @@ def bench_serve(
         with_samples=save_detailed,
     )
     raise typer.Exit(run_bench(options))
+
+
+tokens = typer.Typer(help="Tokens that clients show: see docs/security.md.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
+
+
+@tokens.callback()
+def token_options() -> None:
+    """Tokens that clients show: see docs/security.md."""
+
+
+@tokens.command("new")
+def token_new(
+    name: Annotated[str, typer.Argument(help="Whose token it is; stands in limits, logs and fair shares.")],
+    admin: Annotated[bool, typer.Option("--admin", help="May ask for the topology and scale.")] = False,
+    max_in_flight: Annotated[int, typer.Option(min=0, help="Requests at once; 0: no limit of its own.")] = 0,
+    requests_per_s: Annotated[float, typer.Option(min=0.0, help="0: no limit of its own.")] = 0.0,
+    file: Annotated[Path | None, typer.Option(help="Add the line to this file (security.tokens_file).")] = None,
+) -> None:
+    """Make a token: print it once, and the line with its hash."""
+    from router.cli.token import run_token_new
+
+    raise typer.Exit(
+        run_token_new(name, is_admin=admin, max_in_flight=max_in_flight, requests_per_s=requests_per_s, file=file)
+    )

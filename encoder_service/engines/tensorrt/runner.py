@@ -15,7 +15,8 @@ OUTPUT = "embeddings"
 class TensorRTRunner:
     """Runs the graph's engine on the current torch stream; nothing is waited for. All calls come from one thread.
 
-    The memory of activations is taken from torch's allocator for the shapes of each call, not for the profile's most.
+    TensorRT works on the process's current CUDA device, which must be `device`. The memory of activations is taken from
+    torch's allocator for the shapes of each call, not for the profile's most.
     """
 
     def __init__(self, library: TensorRTLibrary, data: bytes, device: torch.device) -> None:
@@ -23,16 +24,15 @@ class TensorRTRunner:
         self._last_error = LastError()
         self._logger = library_logger(library, self._last_error)
         self._device = device
-        with torch.cuda.device(device):
-            self._runtime = tensorrt.Runtime(self._logger)
-            self._engine = self._runtime.deserialize_cuda_engine(data)
-            if self._engine is None:
-                raise self._unusable(library)
-            self._context: Any = self._engine.create_execution_context(
-                tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
-            )
-            if self._context is None:
-                raise self._unusable(library)
+        self._runtime = tensorrt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise self._unusable(library)
+        self._context: Any = self._engine.create_execution_context(
+            tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if self._context is None:
+            raise self._unusable(library)
         self._output_dtype = _torch_dtype(tensorrt, self._engine.get_tensor_dtype(OUTPUT))
 
     def run(self, inputs: dict[str, Tensor]) -> Tensor:
