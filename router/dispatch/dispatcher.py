@@ -13,6 +13,7 @@ from router.dispatch.admission import Admission, AdmissionTurns
 from router.dispatch.admission.stage_room import applicant, stage_room
 from router.dispatch.answer_text import AnswerText
 from router.dispatch.channel_sweeper import ChannelSweeper
+from router.dispatch.choice_answer import ChoiceAnswer
 from router.dispatch.generation import Generation, WalkResources
 from router.dispatch.loads import LoadLedger
 from router.dispatch.placer import Placer, PlacerSettings
@@ -27,7 +28,7 @@ from triptych.errors import DeadlineExceeded
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
-from triptych.v1 import common_pb2, inference_pb2
+from triptych.v1 import inference_pb2
 
 
 class Dispatcher:
@@ -99,19 +100,21 @@ class Dispatcher:
         self, request: PreparedRequest, clock: AnswerClock, deadline: Deadline
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         generation = Generation(request, self._resources, self._max_attempts, deadline)
-        text = AnswerText(self._preparation.detokenizer(), request.sampling.stop)
-        finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
-        num_tokens = 0
+        answers = [self._choice_answer(index, request) for index in range(request.sampling.n)]
         async with aclosing(generation.tokens()) as arriving:
             async for tokens in arriving:
                 clock.note_tokens(time.monotonic())
-                piece = text.push(tokens.token_ids, is_last=tokens.is_last)
-                num_tokens += len(piece.token_ids)
-                finish_reason = common_pb2.FINISH_REASON_STOP if piece.is_stopped else tokens.finish_reason
-                if piece.text or piece.token_ids:
-                    chunk = inference_pb2.TokenChunk(text=piece.text, token_ids=piece.token_ids)
+                answer = answers[tokens.choice_index]
+                chunk = answer.chunk(tokens)
+                if chunk is not None:
                     yield inference_pb2.GenerateResponse(chunk=chunk)
-                if piece.is_stopped:
+                if all(answer.is_finished for answer in answers) and any(answer.is_stopped for answer in answers):
                     break
-        summary = make_summary(self._model_name, request, generation, finish_reason, num_tokens, clock)
+                if chunk is not None and answer.is_stopped:
+                    generation.stop_choice(answer.index)
+        summary = make_summary(self._model_name, request, generation, answers, clock)
         yield inference_pb2.GenerateResponse(summary=summary)
+
+    def _choice_answer(self, index: int, request: PreparedRequest) -> ChoiceAnswer:
+        text = AnswerText(self._preparation.detokenizer(), request.sampling.stop)
+        return ChoiceAnswer(index, text, self._preparation.bytes_of)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.dispatch.loads import LoadLedger
 from router.dispatch.placer import Placer
@@ -41,74 +41,133 @@ class WalkResources:
 class Generation:
     """Begins the walk anew when actors die under it: the prompt is then the request's own and the tokens so far.
 
-    The sampler is keyed by seed and position, so the tokens are those that an undisturbed walk would have given.
-    `record` is that of the latest walk, `num_attempts` counts them.
+    The sampler is keyed by seed and position, so the tokens are those that an undisturbed walk would have given. The n
+    answers of a request share a walk; when that fails each goes on by itself, for their prompts differ from then on.
+    token_ids: what was generated already of a single answer.
     """
 
     def __init__(
-        self, request: PreparedRequest, resources: WalkResources, max_attempts: int, deadline: Deadline
+        self,
+        request: PreparedRequest,
+        resources: WalkResources,
+        max_attempts: int,
+        deadline: Deadline,
+        token_ids: Sequence[int] = (),
     ) -> None:
-        self.record: WalkRecord | None = None
-        self.num_attempts = 0
         self._request = request
         self._resources = resources
         self._max_attempts = max_attempts
         self._deadline = deadline
-        self._token_ids: list[int] = []
+        self._token_ids = {index: list(token_ids) for index in range(request.sampling.n)}
+        self._unfinished = set(self._token_ids)
+        self._walk: Walk | None = None
+        self._num_walks = 0
+        self._parts: dict[int, Generation] = {}
+
+    @property
+    def record(self) -> WalkRecord | None:
+        """Of the latest walk; of those that answers took by themselves the first."""
+        records = [part.record for part in self._parts.values() if part.record is not None]
+        if records:
+            return records[0]
+        return None if self._walk is None else self._walk.record
+
+    @property
+    def num_attempts(self) -> int:
+        """How often a walk was begun, those that answers took by themselves counted as one."""
+        return self._num_walks + max((part.num_attempts for part in self._parts.values()), default=0)
 
     async def tokens(self) -> AsyncGenerator[Tokens, None]:
-        """Tokens as they come; the last ones carry the finish reason. Close the generator to end the walk early.
+        """Tokens as they come; the last ones of each answer carry its finish reason. Close the generator to end the
+        walk early.
 
         Raises what the walk raised when no other attempt can mend it or none is left, and Unavailable, naming the
         stage, when there is no actor to walk to.
         """
         avoid: set[str] = set()
         while True:
-            self.num_attempts += 1
-            walk = await self._begin_walk(avoid)
-            self.record = walk.record
+            self._num_walks += 1
+            walk = self._walk = await self._begin_walk(avoid)
             try:
                 async with aclosing(self._follow(walk)) as arriving:
                     async for tokens in arriving:
-                        self._token_ids.extend(tokens.token_ids)
+                        self._note(tokens)
                         yield tokens
                 self._resources.placer.note_walk(walk.record, self._request)
                 return
             except RETRYABLE as error:
-                if self.num_attempts >= self._max_attempts:
+                if self._num_walks >= self._max_attempts:
                     raise
                 avoid |= walk.record.failed_actors
                 logger.warning(
                     "request %s: attempt %d failed after %d tokens, trying again: %s",
                     self._request.request_id,
-                    self.num_attempts,
-                    len(self._token_ids),
+                    self._num_walks,
+                    sum(map(len, self._token_ids.values())),
                     error,
                 )
-            if len(self._token_ids) >= self._request.sampling.max_tokens:
+            await asyncio.sleep(min(RETRY_PAUSE_S * 4 ** (self._num_walks - 1), self._deadline.remaining_s()))
+            if self._request.sampling.n > 1:
+                async with aclosing(self._go_on_apart()) as arriving:
+                    async for tokens in arriving:
+                        yield tokens
+                return
+            if len(self._token_ids[0]) >= self._request.sampling.max_tokens or not self._unfinished:
                 yield Tokens((), common_pb2.FINISH_REASON_LENGTH)
                 return
-            await asyncio.sleep(min(RETRY_PAUSE_S * 4 ** (self.num_attempts - 1), self._deadline.remaining_s()))
+
+    def stop_choice(self, choice_index: int) -> None:
+        """This answer is long enough, while others go on; what still comes of it means nothing."""
+        self._unfinished.discard(choice_index)
+        if self._parts:
+            self._parts[choice_index].stop_choice(0)
+        elif self._walk is not None:
+            self._walk.stop_choice(choice_index)
+
+    def _note(self, tokens: Tokens) -> None:
+        self._token_ids[tokens.choice_index].extend(tokens.token_ids)
+        if tokens.is_last:
+            self._unfinished.discard(tokens.choice_index)
+
+    async def _go_on_apart(self) -> AsyncGenerator[Tokens, None]:
+        """The rest of every answer that has not ended, each on walks of its own."""
+        num_attempts = self._max_attempts - self._num_walks
+        self._parts = {
+            index: Generation(
+                self._request.of_choice(index), self._resources, num_attempts, self._deadline, self._token_ids[index]
+            )
+            for index in sorted(self._unfinished)
+        }
+        output = TokenQueue(self._parts)
+        tasks = [asyncio.create_task(_forward(part, index, output)) for index, part in self._parts.items()]
+        try:
+            while not output.is_done:
+                yield await output.take()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _begin_walk(self, avoid: set[str]) -> Walk:
         resources = self._resources
         placement = await resources.placer.place(self._request, self._deadline, avoid)
         requests = StageRequests.make(
-            self._request, self._token_ids, placement, resources.tickets, resources.streams.router_id
+            self._request, self._token_ids[0], placement, resources.tickets, resources.streams.router_id
         )
         return Walk(requests, placement, resources.calls, resources.streams, resources.loads)
 
     async def _follow(self, walk: Walk) -> AsyncGenerator[Tokens, None]:
         """Runs a walk beside its reader: a slow reader finds what came meanwhile as one list."""
-        output = TokenQueue()
+        output = TokenQueue(range(self._request.sampling.n))
         running = asyncio.create_task(_run(walk, output, self._deadline))
         try:
             while True:
                 tokens = await output.take()
-                if tokens.is_last:
+                is_done = output.is_done
+                if is_done:
                     await running
                 yield tokens
-                if tokens.is_last:
+                if is_done:
                     return
         finally:
             running.cancel()
@@ -118,5 +177,14 @@ class Generation:
 async def _run(walk: Walk, output: TokenQueue, deadline: Deadline) -> None:
     try:
         await walk.run(output, deadline)
+    except Exception as error:
+        output.fail(error)
+
+
+async def _forward(part: Generation, choice_index: int, output: TokenQueue) -> None:
+    try:
+        async with aclosing(part.tokens()) as arriving:
+            async for tokens in arriving:
+                output.put(replace(tokens, choice_index=choice_index))
     except Exception as error:
         output.fail(error)

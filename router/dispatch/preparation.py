@@ -53,6 +53,8 @@ class Preparation:
         check_request(request, self._model_name, self._limits)
         self._check_text_length(request)
         sampling = SamplingParameters.from_proto(request.sampling, self._defaults, self._limits)
+        if sampling.constraint is not None:
+            sampling.constraint.check_grammar()
         media = self._media_of(request)
         layouts = [media_layout(item, self._processing, self._limits, field) for field, item in media]
         grids = [_media_grid(item, layout) for (_, item), layout in zip(media, layouts, strict=True)]
@@ -80,6 +82,10 @@ class Preparation:
     def detokenizer(self) -> IncrementalDetokenizer:
         """For the tokens of one answer."""
         return self._prompts.detokenizer()
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token stands for."""
+        return self._prompts.bytes_of(token_id)
 
     def close(self) -> None:
         """Lets the threads end; requests that still wait for one are cancelled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triptych.sampling import SamplingParameters
 from triptych.v1 import common_pb2
@@ -42,6 +42,10 @@ class PreparedRequest:
     sampling: SamplingParameters
     prepare_s: float
     prefix_keys: tuple[bytes, ...] = ()
+
+    def of_choice(self, index: int) -> PreparedRequest:
+        """The request for one of its n answers alone."""
+        return replace(self, sampling=self.sampling.of_choice(index))
 
     @property
     def num_media_tokens(self) -> int:

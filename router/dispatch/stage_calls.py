@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import grpc
 
@@ -38,7 +38,7 @@ class StageCalls:
     def __init__(self, channels: ChannelPool, membership: Membership) -> None:
         self._channels = channels
         self._membership = membership
-        self._releases: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     async def encode(
         self, member: Member, request: encoder_pb2.EncodeRequest, deadline: Deadline
@@ -63,13 +63,29 @@ class StageCalls:
 
     def release(self, member: Member, ticket_ids: Sequence[str]) -> None:
         """Tells a producer in the background that nobody will fetch these tensors any more."""
-        task = asyncio.create_task(self._release(member, ticket_ids), name=f"release at {member.actor_id}")
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
+        self._in_background(self._release(member, ticket_ids), f"release at {member.actor_id}")
+
+    def abort_choice(self, member: Member, request_id: str, choice_index: int) -> None:
+        """Tells an LLM actor in the background that one answer of a request is long enough."""
+        self._in_background(self._abort_choice(member, request_id, choice_index), f"abort at {member.actor_id}")
 
     async def close(self) -> None:
-        """Waits for releases that are under way."""
-        await asyncio.gather(*self._releases, return_exceptions=True)
+        """Waits for what is under way in the background."""
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _abort_choice(self, member: Member, request_id: str, choice_index: int) -> None:
+        stub = language_pb2_grpc.LanguageServiceStub(self._channels.get(member.endpoint))
+        choice = language_pb2.ChoiceOfRequest(request_id=request_id, choice_index=choice_index)
+        request = language_pb2.AbortRequest(choices=[choice])
+        try:
+            await self._call(member, stub.Abort, request, Deadline.after(RELEASE_TIMEOUT_S))
+        except TriptychError as error:
+            logger.debug("answer %d of %s was not stopped: %s", choice_index, request_id, error.message)
 
     async def _release(self, member: Member, ticket_ids: Sequence[str]) -> None:
         stub = tensor_pb2_grpc.TensorServiceStub(self._channels.get(member.endpoint))

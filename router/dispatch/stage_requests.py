@@ -54,7 +54,12 @@ class StageRequests:
     @property
     def num_kv_tokens(self) -> int:
         """Tokens whose keys and values the decode actor holds at most."""
-        return self.num_prompt_tokens + self.decode.sampling.max_tokens
+        return self.num_prompt_tokens + self.num_choices * self.decode.sampling.max_tokens
+
+    @property
+    def num_choices(self) -> int:
+        """Answers that are generated at once."""
+        return self.decode.sampling.n
 
     @classmethod
     def make(

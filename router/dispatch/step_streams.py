@@ -32,13 +32,13 @@ class StepStreams:
         membership.on_change(self._close_streams_of_the_gone)
 
     @contextmanager
-    def subscribe(self, member: Member, request_id: str) -> Iterator[TokenQueue]:
+    def subscribe(self, member: Member, request_id: str, num_choices: int = 1) -> Iterator[TokenQueue]:
         """The queue that `member` fills with the tokens of `request_id`, for the body's duration."""
         stream = self._streams.get(member.actor_id)
         if stream is None or stream.is_ended:
             stream = StepStream(member, self.router_id, self._channels, self._membership)
             self._streams[member.actor_id] = stream
-        queue = stream.add(request_id)
+        queue = stream.add(request_id, num_choices)
         try:
             yield queue
         finally:
@@ -82,9 +82,9 @@ class StepStream:
         """The stream broke or was closed; a new one is needed."""
         return self.task.done()
 
-    def add(self, request_id: str) -> TokenQueue:
+    def add(self, request_id: str, num_choices: int = 1) -> TokenQueue:
         """Begins to collect the tokens of a request."""
-        queue = TokenQueue()
+        queue = TokenQueue(range(num_choices))
         self._queues[request_id] = queue
         return queue
 
@@ -115,8 +115,12 @@ class StepStream:
             for output in response.outputs:
                 queue = self._queues.get(output.request_id)
                 if queue is not None:
-                    queue.put(Tokens(tuple(output.token_ids), output.finish_reason))
+                    queue.put(_tokens(output))
 
     def _fail_all(self, reason: str) -> None:
         for queue in self._queues.values():
             queue.fail(Unavailable(f"the step stream of actor {self._member.actor_id} broke: {reason}"))
+
+
+def _tokens(output: language_pb2.SequenceOutput) -> Tokens:
+    return Tokens(tuple(output.token_ids), output.finish_reason, output.choice_index, tuple(output.logprobs))

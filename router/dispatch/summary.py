@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from router.dispatch.choice_answer import ChoiceAnswer
 from router.dispatch.generation import Generation
 from router.dispatch.prepared_request import PreparedRequest
 from triptych.v1 import common_pb2, inference_pb2
@@ -29,17 +31,19 @@ def make_summary(
     model_name: str,
     request: PreparedRequest,
     generation: Generation,
-    finish_reason: common_pb2.FinishReason,
-    num_tokens: int,
+    answers: Sequence[ChoiceAnswer],
     clock: AnswerClock,
 ) -> inference_pb2.GenerateSummary:
     """Figures of the stages are those of the walk that finished the answer."""
     summary = inference_pb2.GenerateSummary(
         request_id=request.request_id,
         model=model_name,
-        finish_reason=finish_reason,
+        finish_reason=answers[0].finish_reason,
+        choices=[answer.summary() for answer in answers],
         usage=common_pb2.Usage(
-            prompt_tokens=len(request.token_ids), completion_tokens=num_tokens, media_tokens=request.num_media_tokens
+            prompt_tokens=len(request.token_ids),
+            completion_tokens=sum(answer.num_tokens for answer in answers),
+            media_tokens=request.num_media_tokens,
         ),
     )
     timings, route, record = summary.timings, summary.route, generation.record

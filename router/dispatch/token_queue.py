@@ -3,57 +3,87 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from triptych.v1 import common_pb2
+
+ENDS_NOT = common_pb2.FINISH_REASON_UNSPECIFIED
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """New tokens; `finish_reason` is set (not FINISH_REASON_UNSPECIFIED) on the last ones, which may be none."""
+    """New tokens of one answer; `finish_reason` is set (not FINISH_REASON_UNSPECIFIED) on the last, which may be none.
+
+    logprobs: one for each token, or none at all.
+    """
 
     token_ids: tuple[int, ...]
-    finish_reason: common_pb2.FinishReason = common_pb2.FINISH_REASON_UNSPECIFIED
+    finish_reason: common_pb2.FinishReason = ENDS_NOT
+    choice_index: int = 0
+    logprobs: tuple[common_pb2.TokenLogprob, ...] = ()
 
     @property
     def is_last(self) -> bool:
-        """Nothing comes after these."""
-        return self.finish_reason != common_pb2.FINISH_REASON_UNSPECIFIED
+        """Nothing of this answer comes after these."""
+        return self.finish_reason != ENDS_NOT
+
+
+@dataclass
+class _Pending:
+    """What the reader has not taken of one answer."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[common_pb2.TokenLogprob] = field(default_factory=list)
+    finish_reason: common_pb2.FinishReason = ENDS_NOT
+
+    def add(self, tokens: Tokens) -> None:
+        self.token_ids.extend(tokens.token_ids)
+        self.logprobs.extend(tokens.logprobs)
+        self.finish_reason = tokens.finish_reason
 
 
 class TokenQueue:
-    """One writer, one reader. What the reader has not taken is one list of integers, so a stopped client costs no more.
+    """One writer, one reader, one or several answers. What the reader has not taken is one list of integers for each,
+    so a stopped client costs no more.
 
     Tokens that came before an error are read before the error is raised.
     """
 
-    def __init__(self) -> None:
-        self._token_ids: list[int] = []
-        self._finish_reason: common_pb2.FinishReason = common_pb2.FINISH_REASON_UNSPECIFIED
+    def __init__(self, choices: Collection[int] = (0,)) -> None:
+        self._pending: dict[int, _Pending] = {}
+        self._unfinished = set(choices)
         self._error: Exception | None = None
         self._changed = asyncio.Event()
 
+    @property
+    def is_done(self) -> bool:
+        """The last tokens of every answer were taken."""
+        return not self._unfinished and not self._pending
+
     def put(self, tokens: Tokens) -> None:
-        """Adds tokens; what comes after the last ones is ignored."""
-        if self._finish_reason != common_pb2.FINISH_REASON_UNSPECIFIED:
+        """Adds tokens; what comes after the last ones of an answer is ignored."""
+        if tokens.choice_index not in self._unfinished:
             return
-        self._token_ids.extend(tokens.token_ids)
-        self._finish_reason = tokens.finish_reason
+        self._pending.setdefault(tokens.choice_index, _Pending()).add(tokens)
+        if tokens.is_last:
+            self._unfinished.discard(tokens.choice_index)
         self._changed.set()
 
     def fail(self, error: Exception) -> None:
-        """The writer can't go on; ignored after the last tokens and after a first error."""
-        if self._finish_reason == common_pb2.FINISH_REASON_UNSPECIFIED and self._error is None:
+        """The writer can't go on; ignored after the last tokens of all answers and after a first error."""
+        if self._unfinished and self._error is None:
             self._error = error
             self._changed.set()
 
     async def take(self) -> Tokens:
-        """Everything that has come since the last call, waiting for something to come; raises what `fail` was given."""
-        await self._changed.wait()
-        tokens = Tokens(tuple(self._token_ids), self._finish_reason)
-        self._token_ids.clear()
-        if self._error is None and not tokens.is_last:
+        """Everything of one answer that has come since it was last taken, waiting for something to come; raises what
+        `fail` was given."""
+        while not self._pending:
+            if self._error is not None:
+                raise self._error
             self._changed.clear()
-        if self._error is not None and not tokens.token_ids and not tokens.is_last:
-            raise self._error
-        return tokens
+            await self._changed.wait()
+        index = next(iter(self._pending))
+        taken = self._pending.pop(index)
+        return Tokens(tuple(taken.token_ids), taken.finish_reason, index, tuple(taken.logprobs))

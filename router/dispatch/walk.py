@@ -33,12 +33,18 @@ class Walk:
     def __init__(
         self, requests: StageRequests, placement: Placement, calls: StageCalls, streams: StepStreams, loads: LoadLedger
     ) -> None:
-        self.record = WalkRecord(placement)
+        self.record = WalkRecord(placement, unfinished=set(range(requests.num_choices)))
         self._requests = requests
         self._placement = placement
         self._calls = calls
         self._streams = streams
         self._loads = loads
+        self._stopped: set[int] = set()
+
+    def stop_choice(self, choice_index: int) -> None:
+        """This answer is long enough, while others go on: its last tokens are to come soon."""
+        self._stopped.add(choice_index)
+        self._calls.abort_choice(self._placement.decode, self._requests.walk_id, choice_index)
 
     async def run(self, output: TokenQueue, deadline: Deadline) -> None:
         """Puts every token into `output` and returns when all legs are done.
@@ -59,7 +65,9 @@ class Walk:
                 Load(num_patches=own_patches, num_prompt_tokens=requests.num_prompt_tokens),
             )
             self._hold(held, placement.decode, Load(num_kv_tokens=requests.num_kv_tokens, num_requests=1))
-            steps = held.enter_context(self._streams.subscribe(placement.decode, requests.walk_id))
+            steps = held.enter_context(
+                self._streams.subscribe(placement.decode, requests.walk_id, requests.num_choices)
+            )
             try:
                 async with asyncio.TaskGroup() as group:
                     legs = [
@@ -93,8 +101,9 @@ class Walk:
         async with self._leg(member, earlier, self._requests.client_fields):
             response = await self._calls.prefill(member, request, deadline)
             self.record.prefill = response
-            first = Tokens((response.first_token_id,), response.finish_reason)
-            self.record.is_answered = first.is_last
+            logprobs = (response.first_token_logprob,) if response.HasField("first_token_logprob") else ()
+            first = Tokens((response.first_token_id,), response.finish_reason, logprobs=logprobs)
+            self.record.note_tokens(first)
             output.put(first)
 
     async def _decode(self, earlier: Collection[Leg], deadline: Deadline) -> None:
@@ -110,13 +119,16 @@ class Walk:
                 tokens = await steps.take()
                 prompt.release()
                 self.record.num_decoded += len(tokens.token_ids)
-                self.record.is_answered = tokens.is_last
+                self.record.note_tokens(tokens)
                 output.put(tokens)
+                if tokens.choice_index in self._stopped and not tokens.is_last:
+                    # The word came before the actor had begun with it.
+                    self.stop_choice(tokens.choice_index)
 
     async def _collect_figures(self, legs: Collection[Leg]) -> None:
         """The answer is complete: waits shortly for the responses that tell timings, and ends what goes on longer."""
-        is_over = self.record.prefill is not None and self.record.prefill.finish_reason
-        _, late = await asyncio.wait(legs, timeout=0 if is_over else LAST_RESPONSE_GRACE_S)
+        timeout_s = 0 if self._is_ended_by_prefill else LAST_RESPONSE_GRACE_S
+        _, late = await asyncio.wait(legs, timeout=timeout_s)
         for leg in late:
             leg.cancel()
 
@@ -140,6 +152,12 @@ class Walk:
     def _hold(self, held: ExitStack, member: Member, load: Load) -> LoadHold:
         return held.enter_context(self._loads.take(member.actor_id, load))
 
+    @property
+    def _is_ended_by_prefill(self) -> bool:
+        """There is nothing to decode, and no pages to fetch."""
+        prefill = self.record.prefill
+        return prefill is not None and bool(prefill.finish_reason) and self._requests.num_choices == 1
+
     def _release_tickets(self) -> None:
         """Frees tensors that will not be fetched.
 
@@ -150,6 +168,5 @@ class Walk:
         if record.prefill is None and record.num_decoded == 0:
             for share in requests.shares:
                 self._calls.release(share.encoder, share.ticket_ids)
-        is_ended_by_prefill = record.prefill is not None and record.prefill.finish_reason
-        if prefill is not None and not is_ended_by_prefill and record.num_decoded == 0 and record.decode is None:
+        if prefill is not None and not self._is_ended_by_prefill and record.num_decoded == 0 and record.decode is None:
             self._calls.release(prefill, [requests.decode.kv_ticket.ticket_id])

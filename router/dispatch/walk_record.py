@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from router.dispatch.placement.placement import Placement
+from router.dispatch.token_queue import Tokens
 from triptych.v1 import encoder_pb2, inference_pb2, language_pb2
 
 
@@ -18,8 +19,18 @@ class WalkRecord:
     decode: language_pb2.DecodeResponse | None = None
     encode_call_overhead_s: float = 0.0  # the slowest encode call less the encoder's own time
     num_decoded: int = 0  # tokens that came on the step stream
-    is_answered: bool = False  # the last token was passed on
+    unfinished: set[int] = field(default_factory=lambda: {0})  # answers whose last token was not passed on
     failed_actors: set[str] = field(default_factory=set)
+
+    @property
+    def is_answered(self) -> bool:
+        """The last token of every answer was passed on."""
+        return not self.unfinished
+
+    def note_tokens(self, tokens: Tokens) -> None:
+        """They are passed on."""
+        if tokens.is_last:
+            self.unfinished.discard(tokens.choice_index)
 
     @property
     def cached_prompt_tokens(self) -> int:

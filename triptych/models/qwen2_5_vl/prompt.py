@@ -83,6 +83,7 @@ class PromptBuilder:
             raise ModelError(f"{folder} has no tokenizer that can be read: {error}") from error
         self._template = self._tokenizer.chat_template or _template_of_older_checkpoint(folder)
         special = {id_: token.content for id_, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = special
         self._special_tokens = tuple(special.values())
         self._token_bytes = TokenBytes(self._tokenizer, special)
         self._require_special(special)
@@ -140,6 +141,10 @@ class PromptBuilder:
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token stands for: bytes of text, or the name of a special token."""
+        return self._token_bytes[token_id] or (self._special.get(token_id, "")).encode()
 
     def detokenizer(self) -> IncrementalDetokenizer:
         """A detokenizer for the tokens of one answer."""
