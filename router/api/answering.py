@@ -42,17 +42,23 @@ class AnsweringService:
         return cls(dispatcher, config.defaults, budget, metrics)
 
     async def answer(
-        self, request: inference_pb2.GenerateRequest, timeout_s: float | None, deliver: Deliver, clock: RequestMetrics
+        self,
+        request: inference_pb2.GenerateRequest,
+        timeout_s: float | None,
+        deliver: Deliver,
+        clock: RequestMetrics,
+        tenant: str = "",
     ) -> None:
         """Gives chunks, then the summary, to `deliver`. Cancelling the task cancels the request on every actor.
 
         A request without a timeout, or with a longer one, gets defaults.timeout_s. The time that `deliver` takes
         counts: a client that stops reading must not keep its place in the router for ever. `clock` was begun when the
-        request arrived and is ended here. Raises what `Dispatcher.generate` raises, and DeadlineExceeded.
+        request arrived and is ended here; `tenant` is the name of the caller's token. Raises what
+        `Dispatcher.generate` raises, and DeadlineExceeded.
         """
         try:
             with self.budget.hold(request.ByteSize()):
-                await self._answer(request, self._granted_s(timeout_s), deliver, clock)
+                await self._answer(request, self._granted_s(timeout_s), deliver, clock, tenant)
         except TriptychError as error:
             clock.end(outcome_of(error))
             raise
@@ -65,11 +71,19 @@ class AnsweringService:
         clock.end(OUTCOME_OK)
 
     async def _answer(
-        self, request: inference_pb2.GenerateRequest, granted_s: float, deliver: Deliver, clock: RequestMetrics
+        self,
+        request: inference_pb2.GenerateRequest,
+        granted_s: float,
+        deliver: Deliver,
+        clock: RequestMetrics,
+        tenant: str,
     ) -> None:
         deadline = Deadline.after(granted_s - min(STATUS_MARGIN_SHARE * granted_s, MAX_STATUS_MARGIN_S))
         try:
-            async with asyncio.timeout(granted_s), aclosing(self._dispatcher.generate(request, deadline)) as responses:
+            async with (
+                asyncio.timeout(granted_s),
+                aclosing(self._dispatcher.generate(request, deadline, tenant)) as responses,
+            ):
                 async for response in responses:
                     clock.note(response)
                     await deliver(response)

@@ -58,7 +58,7 @@ class ClientPorts:
         )
         self._rpc.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-            InferenceService(self.answering),
+            InferenceService(self.answering, access),
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
         )
         self._rpc.add(

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import grpc
 
 from triptych.client.answer import Answer, AnswerBuilder
+from triptych.client.connection import Authority, channel_credentials, token_metadata
 from triptych.client.content import ImageSource, Message, VideoSource
 from triptych.client.request import NO_LIMIT, SamplingOptions, make_request, stage_number
 from triptych.rpc.channels import channel_options
@@ -19,14 +20,28 @@ from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 class AsyncClient:
     """Talks to the router at `endpoint` (host:port). Calls raise the classes of `triptych.errors`.
 
-    `timeout_s` holds for calls that bring none. Belongs to one event loop; use it in an `async with`.
+    `timeout_s` holds for calls that bring none; `token` for a router that asks for one; `authority` for one with TLS: a
+    PEM file of whom to trust, or True for the usual ones. Belongs to one event loop; use it in an `async with`.
     """
 
-    def __init__(self, endpoint: str = "127.0.0.1:50051", *, timeout_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        endpoint: str = "127.0.0.1:50051",
+        *,
+        timeout_s: float = 120.0,
+        token: str = "",
+        authority: Authority = False,
+    ) -> None:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
+        self._metadata = token_metadata(token)
         options = channel_options(NO_LIMIT)
-        self._channel = grpc.aio.insecure_channel(endpoint, options=options)
+        credentials = channel_credentials(authority)
+        self._channel = (
+            grpc.aio.insecure_channel(endpoint, options=options)
+            if credentials is None
+            else grpc.aio.secure_channel(endpoint, credentials, options=options)
+        )
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
 
@@ -60,21 +75,25 @@ class AsyncClient:
     ) -> AsyncAnswerStream:
         """The answer as it is generated: iterate over its pieces of text."""
         request = make_request(question, images, videos, sampling)
-        call = self._inference.Generate(request, timeout=self._timeout(timeout_s))
+        call = self._inference.Generate(request, timeout=self._timeout(timeout_s), metadata=self._metadata)
         return AsyncAnswerStream(call, self._endpoint)
 
     async def topology(self) -> admin_pb2.GetTopologyResponse:
         """Mode, model, and every stage with its actors."""
         with rpc_errors(self._endpoint):
             request = admin_pb2.GetTopologyRequest()
-            response: admin_pb2.GetTopologyResponse = await self._admin.GetTopology(request, timeout=self._timeout_s)
+            response: admin_pb2.GetTopologyResponse = await self._admin.GetTopology(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
         return response
 
     async def actor_info(self, actor_id: str) -> admin_pb2.ActorInfo:
         """What a running actor says about itself: weights, counters, leases."""
         with rpc_errors(self._endpoint):
             request = admin_pb2.GetActorInfoRequest(actor_id=actor_id)
-            response: admin_pb2.GetActorInfoResponse = await self._admin.GetActorInfo(request, timeout=self._timeout_s)
+            response: admin_pb2.GetActorInfoResponse = await self._admin.GetActorInfo(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
         return response.info
 
     async def scale(
@@ -83,7 +102,9 @@ class AsyncClient:
         """Sets the number of actors of a stage; with `wait` returns when it is reached."""
         request = admin_pb2.ScaleRequest(stage=stage_number(stage), num_actors=num_actors, wait=wait)
         with rpc_errors(self._endpoint):
-            response: admin_pb2.ScaleResponse = await self._admin.Scale(request, timeout=self._timeout(timeout_s))
+            response: admin_pb2.ScaleResponse = await self._admin.Scale(
+                request, timeout=self._timeout(timeout_s), metadata=self._metadata
+            )
         return response.status
 
     async def close(self) -> None:

@@ -74,7 +74,7 @@ class ChatCompletions:
             raise
         hold.release()
         if conversion.is_streamed:
-            await self._stream(conversion, send, clock)
+            await self._stream(conversion, scope, send, clock)
         else:
             await self._answer_whole(conversion, scope, receive, send, clock)
 
@@ -121,10 +121,11 @@ class ChatCompletions:
         self, conversion: Conversion, scope: Scope, receive: Receive, send: Send, clock: RequestMetrics
     ) -> None:
         answer = WholeAnswer(self._head(conversion))
-        await self._answering.answer(conversion.request, conversion.timeout_s, answer.deliver, clock)
+        tenant = scope["state"]["tenant"]
+        await self._answering.answer(conversion.request, conversion.timeout_s, answer.deliver, clock, tenant)
         await JSONResponse(answer.body())(scope, receive, send)
 
-    async def _stream(self, conversion: Conversion, send: Send, clock: RequestMetrics) -> None:
+    async def _stream(self, conversion: Conversion, scope: Scope, send: Send, clock: RequestMetrics) -> None:
         """The status line waits for the first token, so that what goes wrong before it has a status of its own."""
         answer = StreamedAnswer(self._head(conversion), conversion.includes_usage)
         stream = _EventStream(send)
@@ -133,7 +134,8 @@ class ChatCompletions:
             await stream.send(answer.events(response))
 
         try:
-            await self._answering.answer(conversion.request, conversion.timeout_s, deliver, clock)
+            tenant = scope["state"]["tenant"]
+            await self._answering.answer(conversion.request, conversion.timeout_s, deliver, clock, tenant)
         except TriptychError as error:
             if not stream.is_begun or isinstance(error, Cancelled):
                 raise

@@ -38,7 +38,7 @@ class MethodNotAllowed(InvalidRequest):
 
 
 class Door:
-    """ASGI middleware. `scope["state"]["request_id"]` is set for what stands behind it."""
+    """ASGI middleware. `scope["state"]` gets `request_id` and `tenant`, the name of the caller's token."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -50,7 +50,7 @@ class Door:
             return
         asked_id = _header(scope, REQUEST_ID)
         request_id = asked_id if asked_id and _VALID_ID.fullmatch(asked_id) else new_id()
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, tenant="")
         scope["app"] = self._app  # With it Starlette's routing raises what it would otherwise answer by itself.
         response = _Response(send, request_id)
         try:
@@ -78,7 +78,9 @@ class Door:
         """Holds the place of the token's caller. Raises Unauthenticated, Overloaded."""
         if self._access.is_open or scope["path"] in OPEN_PATHS:
             return nullcontext()
-        return self._access.caller(_header(scope, b"authorization")).admit()
+        caller = self._access.caller(_header(scope, b"authorization"))
+        scope["state"]["tenant"] = caller.name
+        return caller.admit()
 
 
 class _Response:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 UINT32_MAX = 2**32 - 1
 UINT64_MAX = 2**64 - 1
@@ -59,7 +59,7 @@ def _kind_of_content(value: Any) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], FailFast(), Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[list[Part], Field(fail_fast=True), Tag("parts")],
     Discriminator(_kind_of_content),
 ]
 
@@ -109,12 +109,12 @@ class StructuredOutputs(Body):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON Schema, or its text.")
     regex: str | None = None
-    choice: Annotated[list[str], FailFast()] | None = None
+    choice: Annotated[list[str], Field(fail_fast=True)] | None = None
     json_object: bool | None = None
 
 
 class ChatCompletionRequest(Body):
-    messages: Annotated[list[Message], FailFast()]
+    messages: Annotated[list[Message], Field(fail_fast=True)]
     model: str = ""
 
     stream: bool | None = None
@@ -130,18 +130,18 @@ class ChatCompletionRequest(Body):
     logprobs: bool | None = None
     top_logprobs: Count | None = None
     seed: int | None = Field(None, ge=INT64_MIN, le=UINT64_MAX)
-    stop: str | Annotated[list[str], FailFast()] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     response_format: ResponseFormat | None = None
 
     # vLLM's
     top_k: int | None = Field(None, ge=-1, le=UINT32_MAX, description="-1 and 0 are off.")
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[TokenId], FailFast()] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = None
     repetition_penalty: float | None = None
     guided_regex: str | None = None
     guided_json: dict[str, Any] | str | None = None
-    guided_choice: Annotated[list[str], FailFast()] | None = None
+    guided_choice: Annotated[list[str], Field(fail_fast=True)] | None = None
     structured_outputs: StructuredOutputs | None = None
 
     # Ours

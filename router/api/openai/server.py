@@ -64,7 +64,7 @@ class HttpServer:
         """Takes no new requests, lets running ones finish for `grace_s`, then cancels them. Idempotent."""
         if self._server is None or self._running is None:
             return
-        self._server.config.timeout_graceful_shutdown = max(1, round(grace_s)) if grace_s else 0
+        self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
         self._server.should_exit = True
         await self._running
         self._server = None
