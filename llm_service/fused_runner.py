@@ -6,6 +6,7 @@ import logging
 import time
 from array import array
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -28,12 +29,14 @@ from llm_service.kv_cache import PagedKvCache
 from llm_service.logprobs import StepLogprobs, TokenLogprob
 from llm_service.page_pool import PAGE_TYPECODE
 from llm_service.prompt import Prompt
+from llm_service.prompt_buckets import PromptBucket
+from llm_service.prompt_graphs import PromptGraphs
 from llm_service.runner import Progress
 from llm_service.scheduler import Chunk
 from llm_service.sequence import Sequence
 from llm_service.step_choice import StepChoice, moves_of_many, moves_of_one
 from llm_service.step_inputs import fill_decodes, fill_prefills, lay_over_media, slots_of, token_specs
-from llm_service.upload import FieldSpec, Upload, array_specs, bytes_of
+from llm_service.upload import Array, FieldSpec, Upload, array_specs, bytes_of
 from triptych.errors import InvalidRequest
 from triptych.kernels.decode_attention import DecodePlan, choose_plan
 from triptych.models.qwen2_5_vl.fused import FusedLanguageModel, SkinnyPlan
@@ -47,8 +50,8 @@ _TUNED_BATCHES = (1, 64, 128, 256, 8)
 # Most seconds for that, kernels compiled for it included, and for the warm-up.
 _MAX_TUNING_S = 7.0
 _MAX_WARM_UP_S = 4.0
-# cuBLAS chooses its kernel by the number of tokens; up to so many it is asked for each 16 of them.
-_FINE_WARM_UP_TOKENS = 2_048
+# cuBLAS chooses its kernel by the number of tokens; up to so many it is asked for each 128 of them.
+_FINE_WARM_UP_TOKENS = 4_096
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class _FusedStep:
 
 
 class FusedModelRunner:
-    """Runs the fused model over the packed tokens of a step. A batch of decodes is the replay of a graph.
+    """Runs the fused model over the packed tokens of a step. A batch of decodes is the replay of a graph, and so is a
+    step with prompts that one of `prompt_buckets` holds.
 
     `prepare` before the first step. Belongs to one thread and its current stream.
     """
@@ -88,6 +92,7 @@ class FusedModelRunner:
         max_step_tokens: int,
         num_steps_ahead: int,
         progress: Progress,
+        prompt_buckets: Seq[PromptBucket] = (),
     ) -> None:
         self.model = model
         self.cache = cache
@@ -108,6 +113,11 @@ class FusedModelRunner:
         self._turn = 0
         self._logits = torch.zeros((max_batch, model.config.vocab_size), dtype=model.dtype, device=device)
         self._graphs = DecodeGraphs(cache, max_batch, max_sequence_tokens, self._compute_decodes, model.pdl)
+        num_rows = max((bucket.num_tokens for bucket in prompt_buckets), default=0)
+        media = torch.zeros((num_rows, model.config.hidden_size), dtype=model.dtype, device=device)
+        self._prompt_graphs = PromptGraphs(
+            cache, prompt_buckets, max_batch, max_sequence_tokens, media, self._compute_prompts
+        )
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -118,6 +128,8 @@ class FusedModelRunner:
         self._graphs.capture(self._progress)
         if is_cuda:
             self._warm_up()
+        self._prompt_graphs.capture(self._progress)
+        if is_cuda:
             torch.cuda.synchronize()
 
     def _tune(self) -> None:
@@ -141,10 +153,10 @@ class FusedModelRunner:
         started_s = time.monotonic()
         batch = 1
         while batch < self._sampled.numel():
-            self._launch_packed(_every_kind_of_chunk(self.cache.page_size, batch))
+            self._launch_every_kind(batch)
             batch *= 2
-        self._launch_packed(_every_kind_of_chunk(self.cache.page_size, self._sampled.numel() - 1))
-        lengths = (*range(16, _FINE_WARM_UP_TOKENS, 16), *range(_FINE_WARM_UP_TOKENS, self._max_step_tokens + 1, 512))
+        self._launch_every_kind(self._sampled.numel() - 1)
+        lengths = (*range(128, _FINE_WARM_UP_TOKENS, 128), *range(_FINE_WARM_UP_TOKENS, self._max_step_tokens + 1, 512))
         # The longest first: its memory serves all others, and stays for the steps to come.
         for num_tokens in reversed(lengths):
             self.model.warm_up(min(num_tokens, self._max_step_tokens))
@@ -160,6 +172,10 @@ class FusedModelRunner:
             torch.cuda.synchronize()
         logger.info("warmed up in %.1f s", time.monotonic() - started_s)
 
+    def _launch_every_kind(self, num_decodes: int) -> None:
+        chunks = _every_kind_of_chunk(self.cache.page_size, num_decodes)
+        self._launch_packed(chunks, self.sampler.special([chunks[-1].sequence]))
+
     def _plan_decodes(self, num_decodes: int) -> DecodePlan:
         """The same for every context length, so that no step compiles or rounds anew."""
         return choose_plan(num_decodes, self.cache.shape.num_kv_heads, self._max_sequence_tokens)
@@ -171,19 +187,22 @@ class FusedModelRunner:
             self._check_positions(chunk)
         # Kinds in the order that attention asks for; each kind stays in the order of admission.
         chunks = sorted(chunks, key=lambda chunk: kind_of_chunk(chunk.num_new_tokens, chunk.end))
-        rows = self._launch_decodes(chunks) or self._launch_packed(chunks)
+        special = self.sampler.special([chunk.sequence for chunk in chunks if chunk.is_sampled])
+        if self._graphs.can_launch(chunks, special):
+            rows = self._launch_decodes(chunks, special)
+        elif bucket := self._prompt_graphs.bucket_of(chunks, special):
+            rows = self._launch_prompts(bucket, chunks, special)
+        else:
+            rows = self._launch_packed(chunks, special)
         self._row_of = {chunk.sequence: row for chunk, row in zip(chunks, rows, strict=True) if row is not None}
         return self._returning(chunks, rows)
 
-    def _launch_decodes(self, chunks: list[Chunk]) -> list[int | None]:
-        """The row of each chunk among the sampled tokens; none when a graph does not serve this step."""
-        special = self.sampler.special([chunk.sequence for chunk in chunks])
-        if not self._graphs.can_launch(chunks, special):
-            return []
+    def _launch_decodes(self, chunks: list[Chunk], special: Mapping[str, Array]) -> list[int | None]:
+        """The row of each chunk among the sampled tokens."""
         fields, special_fields = self._graphs.launch(chunks, self._row_of, special)
         if special:
             self.sampler.resample(self._logits, fields, special_fields, self._sampled)
-        return [row if chunk.is_sampled else None for row, chunk in enumerate(chunks)]
+        return _rows_of_sampled(chunks)
 
     def _compute_decodes(
         self, batch: int, fields: Mapping[str, Tensor], attention: TritonStep, skinny: SkinnyPlan | None
@@ -192,11 +211,29 @@ class FusedModelRunner:
         logits = self.model.logits(hidden, out=self._logits[:batch])
         self.sampler.sample(logits, fields, self._sampled[:batch], pdl=self.model.pdl)
 
-    def _launch_packed(self, chunks: list[Chunk]) -> list[int | None]:
+    def _launch_prompts(
+        self, bucket: PromptBucket, chunks: list[Chunk], special: Mapping[str, Array]
+    ) -> list[int | None]:
+        fields, special_fields = self._prompt_graphs.launch(bucket, chunks, self._row_of, special)
+        if special:
+            self.sampler.resample(self._logits, fields, special_fields, self._sampled)
+        return _rows_of_sampled(chunks)
+
+    def _compute_prompts(
+        self, num_sampled: int, fields: Mapping[str, Tensor], media: Tensor, attention: TritonStep
+    ) -> None:
+        embeddings = torch.where(fields["is_media"][:, None], media, self._embed(fields))
+        hidden = self.model.forward(embeddings, fields["positions"], attention)
+        logits = self.model.logits(hidden.index_select(0, fields["sampled_rows"]), out=self._logits[:num_sampled])
+        self.sampler.sample(logits, fields, self._sampled[:num_sampled])
+
+    def _launch_packed(self, chunks: list[Chunk], special: Mapping[str, Array]) -> list[int | None]:
         """Prompts, with whatever decodes beside them, kernel by kernel: the host is done before the device is."""
         last_rows = [end - 1 for end in accumulate(chunk.num_new_tokens for chunk in chunks)]
         sampled = [(row, chunk.sequence) for row, chunk in zip(last_rows, chunks, strict=True) if chunk.is_sampled]
-        fields, special, shape = self._send(chunks, [row for row, _ in sampled], [sequence for _, sequence in sampled])
+        fields, special_fields, shape = self._send(
+            chunks, [row for row, _ in sampled], [sequence for _, sequence in sampled], special
+        )
         embeddings = self._embed(fields)
         first_row = 0
         for chunk in chunks:
@@ -205,15 +242,19 @@ class FusedModelRunner:
         plan = self._plan_decodes(shape.num_decodes) if shape.num_decodes else None
         hidden = self.model.forward(embeddings, fields["positions"], TritonStep(self.cache, shape, fields, plan=plan))
         if sampled:
-            logits = self.model.logits(hidden.index_select(0, fields["sampled_rows"]))
+            logits = self._logits[: len(sampled)]
+            self.model.logits(hidden.index_select(0, fields["sampled_rows"]), out=logits)
             self.sampler.sample(logits, fields, self._sampled[: len(sampled)])
             if special:
-                self.sampler.resample(logits, fields, special, self._sampled)
-        rows = iter(range(len(sampled)))
-        return [next(rows) if chunk.is_sampled else None for chunk in chunks]
+                self.sampler.resample(logits, fields, special_fields, self._sampled)
+        return _rows_of_sampled(chunks)
 
     def _send(
-        self, chunks: list[Chunk], sampled_rows: list[int], sampled: list[Sequence]
+        self,
+        chunks: list[Chunk],
+        sampled_rows: list[int],
+        sampled: list[Sequence],
+        special: Mapping[str, Array],
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], StepShape]:
         """Fields of the step and of its special rows, on the device."""
         page_size = self.cache.page_size
@@ -225,7 +266,6 @@ class FusedModelRunner:
             block_tables=[chunk.block_table for chunk in chunks],
         )
         shape = StepShape.of(layout, self.cache.device)
-        special = self.sampler.special(sampled)
         specs: dict[str, FieldSpec] = {
             **token_specs(shape.num_tokens),
             **shape.specs(),
@@ -280,6 +320,12 @@ class FusedModelRunner:
                 f"{self.model.max_position - 1}: the time between the frames of a video counts as well",
                 field="prompt.media",
             )
+
+
+def _rows_of_sampled(chunks: Seq[Chunk]) -> list[int | None]:
+    """Sampled tokens are in the order of the chunks."""
+    rows = iter(range(len(chunks)))
+    return [next(rows) if chunk.is_sampled else None for chunk in chunks]
 
 
 def _every_kind_of_chunk(page_size: int, num_decodes: int) -> list[Chunk]:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llm_service.kv_cache import PagedKvCache
+from llm_service.kv_cache import PageStore
 from llm_service.page_hash import extend_page_hashes
 from llm_service.page_pool import PagePool, PageTable
 from llm_service.sequence import Sequence, SequenceState
 from triptych.config import LanguageSection
+
+# Rows of a tile of the linears: a chunk beside decodes that is a multiple of it fills up nothing.
+_TILE_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,7 @@ class Scheduler:
     context_cost: what attending to one token of context costs a prompt token, as a part of all else that it costs.
     """
 
-    def __init__(
-        self, section: LanguageSection, pool: PagePool, cache: PagedKvCache, context_cost: float = 0.0
-    ) -> None:
+    def __init__(self, section: LanguageSection, pool: PagePool, cache: PageStore, context_cost: float = 0.0) -> None:
         self.section = section
         self.pool = pool
         self.cache = cache
@@ -192,11 +193,14 @@ class Scheduler:
             decoding = []
         chunks = [self._chunk(sequence, 1) for sequence in decoding[:budget]]
         # Prompts hold up nobody when nobody decodes.
-        prefill_budget = float(self.section.mixed_prefill_tokens if chunks else budget)
+        is_mixed = bool(chunks)
+        prefill_budget = float(self.section.mixed_prefill_tokens if is_mixed else budget)
         budget -= len(chunks)
         for sequence in prompts:
-            cost = 1 + self.context_cost * sequence.num_computed_tokens if chunks else 1.0
+            cost = 1 + self.context_cost * sequence.num_computed_tokens if is_mixed else 1.0
             num_affordable = max(int(prefill_budget / cost), 1)
+            if is_mixed:
+                num_affordable = _whole_tiles(num_affordable)
             num_new = min(sequence.num_uncomputed_tokens, self.section.prefill_chunk_tokens, budget, num_affordable)
             if num_new == 0 or prefill_budget < 1:
                 break
@@ -206,8 +210,13 @@ class Scheduler:
         return chunks
 
     def _is_burst(self, decoding: list[Sequence], prompts: list[Sequence]) -> bool:
-        """Whether sequences that have but their first token wait one step for prompts that came with them: one large
-        step of prompts is quicker than many small ones beside decodes, and nobody's stream has begun to flow."""
+        """Whether sequences that have but their first token wait one step for prompts that came with them.
+
+        When many requests come at once, their prompts may need more than one step, and from the second on the first of
+        them decode. One large step of prompts is quicker than many small ones beside decodes, and no stream flows yet
+        that it could hold up: 128 prompts of 512 tokens are computed in two steps instead of some thirty. It is never
+        done twice in a row, so that a first token waits for one step of prompts at most, however many more come.
+        """
         is_fresh = all(sequence.num_generated_tokens == 1 for sequence in decoding)
         is_limited = self.section.mixed_prefill_tokens < self.section.max_step_tokens
         is_burst = bool(decoding and prompts) and is_fresh and is_limited and not self._was_burst
@@ -217,3 +226,7 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, num_new: int) -> Chunk:
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new
         return Chunk(sequence, start, end, self.pool.table(sequence), end == sequence.num_tokens)
+
+
+def _whole_tiles(num_tokens: int) -> int:
+    return num_tokens if num_tokens < _TILE_TOKENS else num_tokens // _TILE_TOKENS * _TILE_TOKENS
