@@ -3,6 +3,7 @@
 A plain class: the controller makes a Ray actor of it.
 """
 
+import asyncio
 import logging
 import os
 
@@ -49,6 +50,7 @@ class EncoderActor:
         self._stage: EncoderStage | None = None
         self._tensor_service: TensorService | None = None
         self._server: RpcServer | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> bytes:
         """Loads the vision tower, serves, and answers the serialized ActorInfo.
@@ -75,6 +77,8 @@ class EncoderActor:
 
     async def stop(self) -> None:
         """Ends what runs with Unavailable and lets go of everything. Idempotent."""
+        if self._watch is not None:
+            self._watch.cancel()
         if self._stage is not None:
             await self._stage.close()
         if self._server is not None:
@@ -83,7 +87,9 @@ class EncoderActor:
             self._tensor_service.close()
 
     async def ping(self) -> str:
-        """The incarnation id, for who asks whether this process lives."""
+        """The incarnation id, for who asks whether this process lives. Raises Unavailable when its engine does not."""
+        if self._stage is not None and not self._stage.is_alive:
+            raise Unavailable(f"the engine of {self._actor_id} has ended")
         return self._actor_id
 
     async def _start(self) -> None:
@@ -116,6 +122,13 @@ class EncoderActor:
         stage.start()
         self._endpoint = f"{self._host}:{await server.start()}"
         await server.set_serving(True)
+        self._watch = asyncio.create_task(self._watch_stage(stage, server), name="encoder-watch")
+
+    async def _watch_stage(self, stage: EncoderStage, server: RpcServer) -> None:
+        """A stage that ended by itself makes the actor useless: it says so, and is replaced."""
+        await stage.wait_ended()
+        logger.error("the engine of %s has ended; the actor serves no more", self._actor_id)
+        await server.set_serving(False)
 
     def _describe(self) -> admin_pb2.ActorInfo:
         stage, _ = self._running()

@@ -1,53 +1,30 @@
-"""Waiting items become packed batches for the engine."""
+"""Waiting items become batches: while one is in the tower, the next one is packed."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-from torch import Tensor
+from encoder_service.batch_runner import BatchRunner, EngineLost
+from encoder_service.batching import BatchPolicy, BatchRoom
+from encoder_service.media.prepared import PreparedMedia
+from encoder_service.memory import MemoryBudget, Reservation
+from encoder_service.work import BatchedEmbedding, WaitingItem, WorkDeadline
+from triptych.errors import DeadlineExceeded, InternalError, TriptychError, Unavailable
 
-from encoder_service.engines import VisionEngine
-from triptych.errors import InternalError, TriptychError, Unavailable
-from triptych.models.qwen2_5_vl.grid import Grid
+logger = logging.getLogger(__name__)
 
-
-@dataclass(eq=False)
-class WaitingItem:
-    """Patches [num_patches, patch_dim] of one item, and who waits for their embedding."""
-
-    patches: Tensor
-    grid: Grid
-    arrived: float
-    result: "asyncio.Future[BatchedEmbedding]"
-
-    @property
-    def num_patches(self) -> int:
-        return self.grid.num_patches
+# One in the tower, one being packed or packed: what is chosen later can still be chosen better.
+_BATCHES_IN_WORK = 2
 
 
 @dataclass(frozen=True)
-class BatchedEmbedding:
-    """One item's embedding [num_tokens, hidden]; the seconds it waited and its batch took; the items of that batch."""
-
-    tensor: Tensor
-    queue_s: float
-    encode_s: float
-    batch_items: int
-
-
-def first_come(waiting: Sequence[WaitingItem], max_patches: int) -> list[WaitingItem]:
-    """The policy: items in the order of their arrival until `max_patches` are full, but at least one."""
-    batch = [waiting[0]]
-    num_patches = waiting[0].num_patches
-    for item in waiting[1:]:
-        num_patches += item.num_patches
-        if num_patches > max_patches:
-            break
-        batch.append(item)
-    return batch
+class BatchSettings:
+    policy: BatchPolicy
+    max_patches: int
+    ageing_s: float
+    wait_s: float
 
 
 @dataclass
@@ -55,105 +32,167 @@ class BatchCounters:
     num_batches: int = 0
     encoded_items: int = 0
     encoded_patches: int = 0
+    expired_items: int = 0
 
 
 class Batcher:
-    """Feeds the engine on its one thread. `submit` and `run` live on the event loop, which never computes.
+    """Chooses, packs, encodes, answers. Lives on the event loop; computes on the runner's threads.
 
     Starts with `start`, ends with `close`; a batch that runs is never interrupted.
     """
 
-    def __init__(
-        self,
-        engine: VisionEngine,
-        max_batch_patches: int,
-        batch_wait_s: float,
-        choose: Callable[[Sequence[WaitingItem], int], list[WaitingItem]] = first_come,
-    ) -> None:
+    def __init__(self, runner: BatchRunner, memory: MemoryBudget, settings: BatchSettings) -> None:
         self.counters = BatchCounters()
-        self._engine = engine
-        self._max_batch_patches = max_batch_patches
-        self._batch_wait_s = batch_wait_s
-        self._choose = choose
+        self._runner = runner
+        self._memory = memory
+        self._settings = settings
+        self._room = BatchRoom(settings.max_patches, settings.ageing_s, memory.fits)
         self._waiting: list[WaitingItem] = []
+        self._in_work: dict[asyncio.Task[None], list[WaitingItem]] = {}
+        # Something came, went or became free.
         self._changed = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder-engine")
+        self._ended = asyncio.Event()
+        self._is_closing = False
         self._loop_task: asyncio.Task[None] | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Not once the loop has ended by itself."""
+        return not self._ended.is_set()
+
+    async def wait_ended(self) -> None:
+        """Until the loop has ended by itself, because of a bug or a lost device."""
+        await self._ended.wait()
 
     def start(self) -> None:
         self._loop_task = asyncio.create_task(self._run(), name="encoder-batcher")
+        self._loop_task.add_done_callback(self._loop_ended)
 
-    async def submit(self, patches: Tensor, grid: Grid) -> BatchedEmbedding:
-        """Waits for the item's embedding. Cancelling takes the item out of the queue, if it still waits there."""
+    async def submit(self, prepared: PreparedMedia, wanted_until: WorkDeadline) -> BatchedEmbedding:
+        """Waits for the item's embedding. Cancelling takes the item out of the queue, if it still waits there.
+
+        Raises DeadlineExceeded when its time runs out in the queue, RequestTooLarge when it can never be encoded,
+        Unavailable when the batcher ends.
+        """
         if self._loop_task is None or self._loop_task.done():
             raise Unavailable("the encoder's batcher is not running")
-        item = WaitingItem(patches, grid, time.monotonic(), asyncio.get_running_loop().create_future())
+        result: asyncio.Future[BatchedEmbedding] = asyncio.get_running_loop().create_future()
+        item = WaitingItem(prepared, time.monotonic(), wanted_until, result)
+        self._memory.check_alone(item.num_patches, item.media_bytes, prepared.field)
         self._waiting.append(item)
         self._changed.set()
         try:
-            return await item.result
+            return await result
         finally:
             if item in self._waiting:
                 self._waiting.remove(item)
 
     async def close(self) -> None:
-        """Fails what waits, lets a running batch end, and gives the thread back."""
+        """Fails what waits or runs, lets the threads end, and gives them back. Idempotent."""
+        self._is_closing = True
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
-        for item in self._waiting:
-            if not item.result.done():
-                item.result.set_exception(Unavailable("the encoder is shutting down"))
-        await asyncio.to_thread(self._thread.shutdown)
+        self._fail_all(Unavailable("the encoder is shutting down"))
+        await asyncio.gather(*self._in_work, return_exceptions=True)
+        await asyncio.to_thread(self._runner.close)
 
     async def _run(self) -> None:
         while True:
-            await self._wait_for_batch()
-            # Everybody may have gone away meanwhile.
-            if self._waiting:
-                batch = self._choose(self._waiting, self._max_batch_patches)
-                self._waiting = [item for item in self._waiting if item not in batch]
-                await self._encode(batch)
+            batch = await self._next_batch()
+            num_patches = sum(item.num_patches for item in batch)
+            reservation = self._memory.reserve(num_patches, sum(item.media_bytes for item in batch))
+            task = asyncio.create_task(self._process(batch, reservation), name="encoder-batch")
+            self._in_work[task] = batch
+            task.add_done_callback(partial(self._finished, reservation))
 
-    async def _wait_for_batch(self) -> None:
-        """Until an item waits, and then until a batch is full or its first item has waited for `batch_wait_s`."""
-        while not self._waiting:
+    async def _next_batch(self) -> list[WaitingItem]:
+        """Until items wait and there is room, in work and in memory, for those that the policy chooses."""
+        while True:
             self._changed.clear()
-            await self._changed.wait()
-        deadline = self._waiting[0].arrived + self._batch_wait_s
-        while 0 < sum(item.num_patches for item in self._waiting) < self._max_batch_patches:
-            remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0:
-                return
-            self._changed.clear()
+            self._drop_expired()
+            wait_s = self._company_wait_s()
+            if self._waiting and len(self._in_work) < _BATCHES_IN_WORK and wait_s <= 0:
+                batch = self._choose()
+                if batch:
+                    self._waiting = [item for item in self._waiting if item not in batch]
+                    return batch
             try:
-                await asyncio.wait_for(self._changed.wait(), remaining_s)
+                await asyncio.wait_for(self._changed.wait(), wait_s if wait_s > 0 else None)
             except TimeoutError:
-                return
+                continue
 
-    async def _encode(self, batch: list[WaitingItem]) -> None:
-        started = time.monotonic()
-        patches, grids = [item.patches for item in batch], [item.grid for item in batch]
+    def _company_wait_s(self) -> float:
+        """How much longer the first item waits for others, as long as the batch is not full."""
+        if not self._waiting or sum(item.num_patches for item in self._waiting) >= self._settings.max_patches:
+            return 0.0
+        return self._waiting[0].arrived + self._settings.wait_s - time.monotonic()
+
+    def _choose(self) -> list[WaitingItem]:
+        """By the policy. One that raises, or chooses nothing although all is free, fails the items it was to judge."""
         try:
-            tensors = await asyncio.get_running_loop().run_in_executor(
-                self._thread, lambda: self._engine.encode(torch.cat(patches).to(self._engine.device), grids)
-            )
-        except asyncio.CancelledError:
-            _fail(batch, Unavailable("the encoder is shutting down"))
-            raise
+            batch = self._settings.policy(self._waiting, self._room)
+            if not batch and not self._in_work:
+                raise AssertionError("the batch policy chose nothing although nothing else runs")
+            return batch
         except Exception as error:
-            _fail(batch, error if isinstance(error, TriptychError) else InternalError(f"encoding failed: {error!r}"))
+            logger.exception("the batch policy failed with %d items waiting", len(self._waiting))
+            for item in self._waiting:
+                item.fail(InternalError(f"the batch policy failed: {error!r}"))
+            self._waiting = []
+            return []
+
+    def _drop_expired(self) -> None:
+        now = time.monotonic()
+        for item in self._waiting:
+            if item.wanted_until.last <= now:
+                self.counters.expired_items += 1
+                item.fail(DeadlineExceeded("the time of the request ran out before its turn to be encoded"))
+        self._waiting = [item for item in self._waiting if not item.result.done()]
+
+    async def _process(self, batch: list[WaitingItem], reservation: Reservation) -> None:
+        started = time.monotonic()
+        packed = await self._runner.pack([item.prepared for item in batch])
+        reservation.media_bytes = 0
+        for item, error in zip(batch, packed.errors, strict=True):
+            if error is not None:
+                item.fail(error)
+        items = [item for item, error in zip(batch, packed.errors, strict=True) if error is None]
+        if all(item.result.done() for item in items):
             return
+        outcomes = await self._runner.encode(packed, [item.grid for item in items])
         encode_s = time.monotonic() - started
         self.counters.num_batches += 1
-        self.counters.encoded_items += len(batch)
-        self.counters.encoded_patches += sum(grid.num_patches for grid in grids)
-        for item, tensor in zip(batch, tensors, strict=True):
-            if not item.result.done():
-                item.result.set_result(BatchedEmbedding(tensor, started - item.arrived, encode_s, len(batch)))
+        for item, outcome in zip(items, outcomes, strict=True):
+            if isinstance(outcome, TriptychError):
+                item.fail(outcome)
+                continue
+            self.counters.encoded_items += 1
+            self.counters.encoded_patches += item.num_patches
+            item.finish(BatchedEmbedding(outcome, started - item.arrived, encode_s, len(batch)))
 
+    def _finished(self, reservation: Reservation, task: "asyncio.Task[None]") -> None:
+        batch = self._in_work.pop(task)
+        self._memory.release(reservation)
+        self._changed.set()
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        logger.error("a batch of %d items failed", len(batch), exc_info=error)
+        for item in batch:
+            item.fail(error if isinstance(error, TriptychError) else InternalError(f"encoding failed: {error!r}"))
+        if isinstance(error, EngineLost) and self._loop_task is not None:
+            self._loop_task.cancel()
 
-def _fail(batch: Sequence[WaitingItem], error: Exception) -> None:
-    for item in batch:
-        if not item.result.done():
-            item.result.set_exception(error)
+    def _loop_ended(self, task: "asyncio.Task[None]") -> None:
+        if self._is_closing:
+            return
+        error = None if task.cancelled() else task.exception()
+        logger.error("the encoder's batcher has ended by itself", exc_info=error)
+        self._fail_all(Unavailable("the encoder's batcher has ended"))
+        self._ended.set()
+
+    def _fail_all(self, error: Exception) -> None:
+        for item in [*self._waiting, *(item for batch in self._in_work.values() for item in batch)]:
+            item.fail(error)
+        self._waiting = []

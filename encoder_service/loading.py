@@ -3,7 +3,9 @@
 import asyncio
 from pathlib import Path
 
+from encoder_service.device_defaults import resolve_section
 from encoder_service.engines import EngineSource, load_engine
+from encoder_service.media.loader import LoaderSource, make_patch_loader
 from encoder_service.stage import EncoderStage, StageSettings
 from encoder_service.tickets import ProducedTensors
 from encoder_service.warm_up import warm_up
@@ -29,14 +31,17 @@ def _load_stage(config: DeploymentConfig, folder: Path, producer_id: str) -> Enc
     device = resolve_device(config.model)
     dtype = resolve_dtype(config.model, device)
     processing = MediaProcessing.from_folder(folder)
-    engine = load_engine(EngineSource(folder, model, dtype, device, config.stages.encoder))
-    warm_up(engine, processing)
+    section = resolve_section(config.stages.encoder, device)
+    engine = load_engine(EngineSource(folder, model, dtype, device, section))
+    loader = make_patch_loader(LoaderSource(processing, device, dtype, section, config.limits))
+    warm_up(engine, loader, processing)
     produced = ProducedTensors(
         producer_id=producer_id,
         model_fingerprint=model_fingerprint(folder),
         dtype=dtype,
         hidden_size=model.vision.out_hidden_size,
         merge_size=model.vision.spatial_merge_size,
+        patch_dim=model.vision.patch_dim,
     )
-    settings = StageSettings(config.stages.encoder, config.limits, config.transport)
-    return EncoderStage(settings, engine, processing, produced)
+    settings = StageSettings(section, config.limits, config.transport)
+    return EncoderStage(settings, engine, loader, produced)

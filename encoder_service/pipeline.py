@@ -2,10 +2,9 @@
 
 import asyncio
 import copy
-import threading
+import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,10 +15,10 @@ from encoder_service.batcher import Batcher
 from encoder_service.cache import ContentId, EmbeddingCache
 from encoder_service.in_flight import InFlight
 from encoder_service.items import Embedding, MediaItem
-from encoder_service.media import prepare_patches
-from triptych.config import LimitsSection
+from encoder_service.memory import MemoryBudget
+from encoder_service.preparation import Preparation
+from encoder_service.work import WorkDeadline
 from triptych.errors import TriptychError
-from triptych.media.layout import MediaProcessing
 
 # What work that may be shared calls its item in errors; each who waits gets them in terms of its own field.
 _SHARED_FIELD = "media"
@@ -69,20 +68,19 @@ class EncodePipeline:
     def __init__(
         self,
         admission: PatchAdmission,
+        memory: MemoryBudget,
         cache: EmbeddingCache,
+        preparation: Preparation,
         batcher: Batcher,
-        processing: MediaProcessing,
-        limits: LimitsSection,
-        media_workers: int,
     ) -> None:
         self.counters = ItemCounters()
         self._admission = admission
+        self._memory = memory
         self._cache = cache
+        self._preparation = preparation
         self._batcher = batcher
-        self._processing = processing
-        self._limits = limits
         self._in_flight: InFlight[Embedding] = InFlight()
-        self._media_threads = ThreadPoolExecutor(media_workers, thread_name_prefix="encoder-media")
+        self._wanted_until: dict[ContentId, WorkDeadline] = {}
 
     @property
     def num_in_flight(self) -> int:
@@ -92,79 +90,91 @@ class EncodePipeline:
     def start(self) -> None:
         self._batcher.start()
 
-    def admit(self, items: Sequence[MediaItem]) -> list[PendingEmbedding]:
+    def admit(self, items: Sequence[MediaItem], deadline: float = math.inf) -> list[PendingEmbedding]:
         """Takes all items in and begins their work, or raises RequestTooLarge or Overloaded and takes none.
 
-        Contents that are cached or in flight cost nothing. The caller awaits or cancels every future.
+        Contents that are cached or in flight cost nothing. `deadline` is on the monotonic clock. The caller awaits or
+        cancels every future.
         """
-        num_patches = {
-            content: content[1].num_patches
-            for content in map(_content_id, items)
-            if content not in self._cache and content not in self._in_flight
+        new = {
+            content: item
+            for item in items
+            if (content := _content_id(item)) not in self._cache and content not in self._in_flight
         }
+        num_patches = [item.grid.num_patches for item in new.values()]
         try:
-            self._admission.admit(list(num_patches.values()))
+            for item in new.values():
+                self._memory.check_alone(item.grid.num_patches, 0, item.field)
+            self._admission.admit(num_patches)
         except TriptychError:
             self.counters.rejected_items += len(items)
             raise
         self.counters.accepted_items += len(items)
-        return [self._begin(item) for item in items]
+        return [self._begin(item, deadline) for item in items]
 
     async def close(self) -> None:
         """Ends what waits with Unavailable and gives the threads back."""
         await self._batcher.close()
-        await asyncio.to_thread(self._media_threads.shutdown, wait=True, cancel_futures=True)
-        self._cache.clear()
+        await asyncio.to_thread(self._preparation.close)
+        await self._cache.close()
 
-    def _begin(self, item: MediaItem) -> PendingEmbedding:
+    def _begin(self, item: MediaItem, deadline: float) -> PendingEmbedding:
         content, arrived = _content_id(item), time.monotonic()
         cached = self._cache.get(content)
         if cached is not None:
             self.counters.cache_hits += 1
             future: asyncio.Future[Embedding] = asyncio.get_running_loop().create_future()
-            future.set_result(Embedding(cached, True, 0.0, 0.0, 0.0, 0, arrived))
+            future.set_result(_cached(cached, arrived))
             return PendingEmbedding(future, True, arrived, item.field)
-        is_join = content in self._in_flight
-        self.counters.cache_hits += is_join
-        future = self._in_flight.join(content, lambda: self._start(item))
-        return PendingEmbedding(future, is_join, arrived, item.field)
+        is_hit = content in self._in_flight or content in self._cache
+        self.counters.cache_hits += is_hit
+        if content in self._wanted_until:
+            self._wanted_until[content].add(deadline)
+        start = self._start_promotion if content in self._cache else self._start
+        future = self._in_flight.join(content, lambda: start(item, deadline))
+        return PendingEmbedding(future, is_hit, arrived, item.field)
 
-    def _start(self, item: MediaItem) -> "asyncio.Task[Embedding]":
-        task = asyncio.create_task(self._encode(replace(item, field=_SHARED_FIELD)))
+    def _start(self, item: MediaItem, deadline: float) -> "asyncio.Task[Embedding]":
+        content, wanted_until = _content_id(item), WorkDeadline(deadline)
+        self._wanted_until[content] = wanted_until
+        task = asyncio.create_task(self._encode(replace(item, field=_SHARED_FIELD), wanted_until))
         # Not a `finally` in the coroutine: a task that is cancelled before its first step never enters it.
         task.add_done_callback(partial(self._settle, item.grid.num_patches))
+        task.add_done_callback(partial(self._forget_deadline, content, wanted_until))
         return task
+
+    def _start_promotion(self, item: MediaItem, deadline: float) -> "asyncio.Task[Embedding]":
+        return asyncio.create_task(self._promote(_content_id(item)))
+
+    async def _promote(self, content: ContentId) -> Embedding:
+        return _cached(await self._cache.promote(content), time.monotonic())
 
     def _settle(self, num_patches: int, task: "asyncio.Task[Embedding]") -> None:
         is_encoded = not task.cancelled() and task.exception() is None
         (self._admission.finish if is_encoded else self._admission.drop)(num_patches)
 
-    async def _encode(self, item: MediaItem) -> Embedding:
+    def _forget_deadline(self, content: ContentId, wanted_until: WorkDeadline, task: "asyncio.Task[Embedding]") -> None:
+        if self._wanted_until.get(content) is wanted_until:
+            del self._wanted_until[content]
+
+    async def _encode(self, item: MediaItem, wanted_until: WorkDeadline) -> Embedding:
         arrived = time.monotonic()
-        given_up = threading.Event()
-        try:
-            started, patches = await asyncio.get_running_loop().run_in_executor(
-                self._media_threads, self._prepare, item, given_up
-            )
-        finally:
-            given_up.set()
-        prepared = time.monotonic()
-        batched = await self._batcher.submit(patches, item.grid)
+        async with self._preparation.prepared(item, wanted_until) as prepared:
+            batched = await self._batcher.submit(prepared.media, wanted_until)
         self._cache.put(_content_id(item), batched.tensor)
         return Embedding(
             tensor=batched.tensor,
             is_cache_hit=False,
-            queue_s=started - arrived + batched.queue_s,
-            preprocess_s=prepared - started,
+            queue_s=prepared.started - arrived + batched.queue_s,
+            preprocess_s=prepared.preprocess_s,
             encode_s=batched.encode_s,
             batch_items=batched.batch_items,
             finished_at=time.monotonic(),
         )
 
-    def _prepare(self, item: MediaItem, given_up: threading.Event) -> tuple[float, Tensor]:
-        """On a media thread: when it began, and the patches."""
-        started = time.monotonic()
-        return started, prepare_patches(item, self._processing, self._limits, given_up)
+
+def _cached(tensor: Tensor, finished_at: float) -> Embedding:
+    return Embedding(tensor, True, 0.0, 0.0, 0.0, 0, finished_at)
 
 
 def _content_id(item: MediaItem) -> ContentId:

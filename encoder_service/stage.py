@@ -1,6 +1,7 @@
 """The encode stage without its network side: admission, work, and leases on what was made."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,15 +9,20 @@ from functools import partial
 import torch
 
 from encoder_service.admission import PatchAdmission
-from encoder_service.batcher import Batcher
+from encoder_service.batch_runner import BatchRunner
+from encoder_service.batcher import Batcher, BatchSettings
+from encoder_service.batching import batch_policy
 from encoder_service.cache import EmbeddingCache
 from encoder_service.engines import VisionEngine, WeightCount
 from encoder_service.items import Embedding, EncodeItem, MediaItem
+from encoder_service.media.loader import PatchLoader
+from encoder_service.memory import MemoryBudget
 from encoder_service.pipeline import EncodePipeline, PendingEmbedding
+from encoder_service.preparation import Preparation
 from encoder_service.tickets import ProducedTensors, check_tickets
 from triptych.config import EncoderSection, LimitsSection, TransportSection
 from triptych.errors import Cancelled, InternalError, TriptychError, Unavailable
-from triptych.media.layout import MediaProcessing
+from triptych.transport.device_copy import DeviceCopies
 from triptych.transport.lease import LeaseTable
 from triptych.transport.ticket import Ticket
 from triptych.v1 import admin_pb2
@@ -40,19 +46,31 @@ class EncoderStage:
     """
 
     def __init__(
-        self, settings: StageSettings, engine: VisionEngine, processing: MediaProcessing, produced: ProducedTensors
+        self, settings: StageSettings, engine: VisionEngine, loader: PatchLoader, produced: ProducedTensors
     ) -> None:
         encoder = settings.encoder
+        device = engine.device
         self.produced = produced
         self.leases = LeaseTable(settings.transport.lease_s, settings.transport.unknown_ticket_wait_s)
         self._engine = engine
         self._limits = settings.limits
         self._admission = PatchAdmission(encoder.max_pending_patches)
-        self._cache = EmbeddingCache(encoder.cache_bytes)
-        self._batcher = Batcher(engine, encoder.max_batch_patches, encoder.batch_wait_ms / 1000)
-        self._pipeline = EncodePipeline(
-            self._admission, self._cache, self._batcher, processing, settings.limits, encoder.media_workers
+        self._memory = MemoryBudget(encoder.activation_bytes, produced.bytes_per_patch, engine.activation_bytes)
+        copies = DeviceCopies() if device.type == "cuda" else None
+        self._cache = EmbeddingCache(encoder.cache_bytes, encoder.host_cache_bytes, copies, device=device)
+        self._runner = BatchRunner(loader, engine)
+        self._batcher = Batcher(
+            self._runner,
+            self._memory,
+            BatchSettings(
+                policy=batch_policy(encoder.batching),
+                max_patches=encoder.max_batch_patches,
+                ageing_s=encoder.ageing_s,
+                wait_s=encoder.batch_wait_ms / 1000,
+            ),
         )
+        self._preparation = Preparation(loader, encoder.media_workers, encoder.media_bytes)
+        self._pipeline = EncodePipeline(self._admission, self._memory, self._cache, self._preparation, self._batcher)
         self._sweeper: asyncio.Task[None] | None = None
         self._num_calls = 0
         self._is_draining = False
@@ -62,6 +80,15 @@ class EncoderStage:
         return self._is_draining
 
     @property
+    def is_alive(self) -> bool:
+        """Whether what was taken in is still being worked on: not once the batcher has ended by itself."""
+        return self._batcher.is_alive
+
+    async def wait_ended(self) -> None:
+        """Until the stage has ended by itself, because of a bug or a lost device."""
+        await self._batcher.wait_ended()
+
+    @property
     def dtype(self) -> torch.dtype:
         return self._engine.dtype
 
@@ -69,21 +96,21 @@ class EncoderStage:
         self._pipeline.start()
         self._sweeper = asyncio.create_task(self.leases.run(), name="encoder-lease-sweeper")
 
-    async def encode(self, items: Sequence[EncodeItem], pending_lease_s: float) -> list[Embedding]:
+    async def encode(self, items: Sequence[EncodeItem], timeout_s: float) -> list[Embedding]:
         """Encodes all items; each ticket is granted as soon as its own embedding is there, or failed with its error.
 
         Answers when all are done, and raises the first error in the order of the items. A call that is cancelled or
-        fails drops what is not encoded yet and every lease that nobody is reading. `pending_lease_s` is how long
-        tickets may stay pending without a consumer's heartbeat: the time the caller gives.
+        fails drops what is not encoded yet and every lease that nobody is reading. `timeout_s` is the time the caller
+        gives: work that did not begin by then is dropped, and tickets stay pending that long without a heartbeat.
         """
         tickets = [item.ticket for item in items]
         try:
-            pending = self._admit(items)
+            pending = self._admit(items, time.monotonic() + timeout_s)
         except TriptychError as error:
             self._fail(tickets, error)
             raise
         for ticket, embedding in zip(tickets, pending, strict=True):
-            self.leases.expect(ticket.ticket_id, pending_lease_s)
+            self.leases.expect(ticket.ticket_id, timeout_s)
             embedding.future.add_done_callback(partial(self._hand_over, ticket, embedding))
         try:
             return await self._wait(pending)
@@ -119,7 +146,7 @@ class EncoderStage:
         self.leases.close()
 
     def counters(self) -> admin_pb2.EncoderCounters:
-        items, batches = self._pipeline.counters, self._batcher.counters
+        items, batches, cache = self._pipeline.counters, self._batcher.counters, self._cache
         return admin_pb2.EncoderCounters(
             accepted_items=items.accepted_items,
             rejected_items=items.rejected_items,
@@ -129,22 +156,29 @@ class EncoderStage:
             pending_patches=self._admission.pending_patches,
             max_pending_patches=self._admission.max_pending_patches,
             cache_hits=items.cache_hits,
-            cache_items=len(self._cache),
-            cache_bytes=self._cache.num_bytes,
+            cache_items=len(cache.on_device),
+            cache_bytes=cache.device_bytes,
+            device_cache_hits=cache.counters.device_hits,
+            host_cache_hits=cache.counters.host_hits,
+            host_cache_items=len(cache.on_host),
+            host_cache_bytes=cache.on_host.num_bytes,
+            expired_items=batches.expired_items,
+            activation_bytes=self._memory.held_bytes,
+            max_activation_bytes=self._memory.max_bytes,
         )
 
     def weights(self) -> WeightCount:
         """Counted on the live modules."""
         return self._engine.weights()
 
-    def _admit(self, items: Sequence[EncodeItem]) -> list[PendingEmbedding]:
+    def _admit(self, items: Sequence[EncodeItem], deadline: float) -> list[PendingEmbedding]:
         self._check_is_taking_work()
         try:
             media_items = check_tickets(items, self.produced, self._limits)
         except TriptychError:
             self._pipeline.counters.rejected_items += len(items)
             raise
-        return self._pipeline.admit(media_items)
+        return self._pipeline.admit(media_items, deadline)
 
     async def _wait(self, pending: Sequence[PendingEmbedding]) -> list[Embedding]:
         futures = [embedding.future for embedding in pending]
@@ -176,6 +210,8 @@ class EncoderStage:
             self.leases.fail(ticket.ticket_id, error)
 
     def _check_is_taking_work(self) -> None:
+        if not self.is_alive:
+            raise Unavailable(f"the engine of encoder {self.produced.producer_id} has ended")
         if self._is_draining:
             raise Unavailable(f"encoder {self.produced.producer_id} is going away and takes no new work")
 

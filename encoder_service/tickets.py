@@ -21,6 +21,12 @@ class ProducedTensors:
     dtype: torch.dtype
     hidden_size: int
     merge_size: int
+    patch_dim: int
+
+    @property
+    def bytes_per_patch(self) -> int:
+        """What a patch takes in a batch, as a row of pixels and as its share of an embedding."""
+        return self.dtype.itemsize * (self.patch_dim + -(-self.hidden_size // self.merge_size**2))
 
     def spec(self, grid: Grid) -> TensorSpec:
         return TensorSpec(self.dtype, (grid.num_tokens(self.merge_size), self.hidden_size))

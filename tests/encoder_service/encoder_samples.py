@@ -75,7 +75,7 @@ class Samples:
 
     def __init__(self, stage: EncoderStage) -> None:
         self._stage = stage
-        self._processing = stage._pipeline._processing
+        self._processing = stage._preparation._loader._processing
 
     def item(self, media: common_pb2.Media, **changes: Any) -> EncodeItem:
         ticket = ticket_for(media, self._stage.produced, self._processing)

@@ -38,10 +38,10 @@ class Gate:
     """Holds a stage's engine back until it is opened, and says when it is at work."""
 
     def __init__(self, stage: EncoderStage) -> None:
-        self._engine, self.device = stage._batcher._engine, stage._batcher._engine.device
+        self._engine, self.device = stage._runner._engine, stage._runner._engine.device
         self._open = threading.Event()
         self.entered = threading.Event()
-        stage._batcher._engine = self  # type: ignore[assignment]
+        stage._runner._engine = self  # type: ignore[assignment]
 
     def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         self.entered.set()
@@ -126,7 +126,7 @@ async def test_video_file_step_by_step_equals_all_at_once(stage: EncoderStage, s
     data = video(15, 64, 90, 5)
     item = samples.item(video_media(data))
     await stage.encode([item], WAIT_S)
-    processing = stage._pipeline._processing.video
+    processing = stage._preparation._loader._processing.video
     indices = processing.sample_frames(15, 5.0)
     patches = processing.patchify(torch.cat(list(decode_video(data, indices, LimitsSection(), "video"))))
     with torch.inference_mode():
@@ -315,6 +315,8 @@ async def test_cancelling_in_the_queue_drops_the_work(stage: EncoderStage, sampl
     gate = Gate(stage)
     running = asyncio.create_task(stage.encode([samples.picture(seed=1)], WAIT_S))
     await gate.wait_entered()
+    next_batch = asyncio.create_task(stage.encode([samples.picture(seed=3)], WAIT_S))
+    await until(async_condition(lambda: len(stage._batcher._in_work) == 2))
     item = samples.picture(seed=2)
     waiting = asyncio.create_task(stage.encode([item], WAIT_S))
     await until(async_condition(lambda: len(stage._batcher._waiting) == 1))
@@ -325,12 +327,12 @@ async def test_cancelling_in_the_queue_drops_the_work(stage: EncoderStage, sampl
         await waiting
     with pytest.raises(Cancelled):
         await fetch
-    await until(async_condition(lambda: stage.counters().pending_patches == 24))
+    await until(async_condition(lambda: stage.counters().pending_patches == 48))
     assert not stage._batcher._waiting
     gate.open()
-    await running
-    assert stage.counters().encoded_items == 1
-    assert stage.leases.counters().held_leases == 1
+    await asyncio.gather(running, next_batch)
+    assert stage.counters().encoded_items == 2
+    assert stage.leases.counters().held_leases == 2
 
 
 async def test_cancelling_before_the_first_step_leaves_nothing(stage: EncoderStage, samples: Samples) -> None:
@@ -382,16 +384,16 @@ async def test_a_lease_that_is_being_read_outlives_a_cancelled_call(make_stage: 
 
 async def test_an_engine_that_fails_fails_its_batch_alone(stage: EncoderStage, samples: Samples) -> None:
     class Broken:
-        device = stage._batcher._engine.device
+        device = stage._runner._engine.device
 
         def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
             raise RuntimeError("out of memory")
 
-    engine = stage._batcher._engine
-    stage._batcher._engine = Broken()  # type: ignore[assignment]
+    engine = stage._runner._engine
+    stage._runner._engine = Broken()  # type: ignore[assignment]
     with pytest.raises(Exception, match="out of memory"):
         await stage.encode([samples.picture()], WAIT_S)
-    stage._batcher._engine = engine
+    stage._runner._engine = engine
     await stage.encode([samples.picture()], WAIT_S)
     assert stage.counters().pending_patches == 0
 
@@ -419,10 +421,12 @@ async def test_closing_ends_what_waits(make_stage: MakeStage) -> None:
     gate = Gate(stage)
     running = asyncio.create_task(stage.encode([samples.picture(seed=1)], WAIT_S))
     await gate.wait_entered()
-    waiting = asyncio.create_task(stage.encode([samples.picture(seed=2)], WAIT_S))
+    packed = asyncio.create_task(stage.encode([samples.picture(seed=2)], WAIT_S))
+    await until(async_condition(lambda: len(stage._batcher._in_work) == 2))
+    waiting = asyncio.create_task(stage.encode([samples.picture(seed=3)], WAIT_S))
     await until(async_condition(lambda: len(stage._batcher._waiting) == 1))
     closing = asyncio.create_task(stage.close())
-    for call in (running, waiting):
+    for call in (running, packed, waiting):
         with pytest.raises(Unavailable):
             await call
     gate.open()

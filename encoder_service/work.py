@@ -1,0 +1,86 @@
+"""An item between its preparation and its embedding."""
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from encoder_service.media.prepared import DecodedFrames, EncodedJpeg, PreparedMedia
+from triptych.models.qwen2_5_vl.grid import Grid
+
+
+class WorkDeadline:
+    """Until when work is wanted, on the monotonic clock, by several who wait for it.
+
+    `first` is when the most pressed of them wants it, `last` when nobody does any more.
+    """
+
+    def __init__(self, deadline: float = math.inf) -> None:
+        self.first = deadline
+        self.last = deadline
+
+    def add(self, deadline: float) -> None:
+        """Somebody else waits for the same work."""
+        self.first = min(self.first, deadline)
+        self.last = max(self.last, deadline)
+
+
+@dataclass(frozen=True)
+class BatchedEmbedding:
+    """One item's embedding [num_tokens, hidden]; the seconds it waited and its batch took; the items of that batch."""
+
+    tensor: Tensor
+    queue_s: float
+    encode_s: float
+    batch_items: int
+
+
+@dataclass(eq=False)
+class WaitingItem:
+    """A prepared item, and who waits for its embedding. `arrived` is on the monotonic clock."""
+
+    prepared: PreparedMedia
+    arrived: float
+    wanted_until: WorkDeadline
+    result: "asyncio.Future[BatchedEmbedding]"
+
+    @property
+    def grid(self) -> Grid:
+        return self.prepared.grid
+
+    @property
+    def num_patches(self) -> int:
+        return self.prepared.grid.num_patches
+
+    @property
+    def media_bytes(self) -> int:
+        return device_bytes(self.prepared)
+
+    @property
+    def deadline(self) -> float:
+        return self.wanted_until.first
+
+    def finish(self, embedding: BatchedEmbedding) -> None:
+        if not self.result.done():
+            self.result.set_result(embedding)
+
+    def fail(self, error: Exception) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+def device_bytes(prepared: PreparedMedia) -> int:
+    """What packing an item holds on the device beside its patches. A decoded JPEG may be held twice, to turn it."""
+    content = prepared.content
+    if isinstance(content, EncodedJpeg):
+        return 2 * 3 * content.height * content.width
+    return content.frames.nbytes if isinstance(content, DecodedFrames) else content.patches.nbytes
+
+
+def host_bytes(prepared: PreparedMedia) -> int:
+    """What an item holds in the host's memory while it waits."""
+    content = prepared.content
+    if isinstance(content, EncodedJpeg):
+        return len(content.data)
+    return content.frames.nbytes if isinstance(content, DecodedFrames) else content.patches.nbytes

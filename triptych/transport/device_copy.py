@@ -1,0 +1,54 @@
+"""Copies between a GPU's memory and the host's, beside whatever computes on the GPU."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+
+class DeviceCopies:
+    """Copies on a stream of its own, through pinned memory, and waits for nothing but the copy itself.
+
+    Both calls block their thread until the copy is there, and let other threads run meanwhile. Sources must be final:
+    no other stream is waited for. Without a GPU in play they are plain copies.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy in host memory, pinned if it came from a GPU."""
+        if tensor.device.type != "cuda":
+            return tensor.detach().clone(memory_format=torch.contiguous_format)
+        with torch.cuda.device(tensor.device), torch.cuda.stream(self._stream(tensor.device)):
+            source = tensor.detach().contiguous()
+            target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            target.copy_(source, non_blocking=True)
+            self._wait()
+        return target
+
+    def to_device(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """A copy of a host tensor on `device`."""
+        if device.type != "cuda":
+            return tensor.detach().clone(memory_format=torch.contiguous_format)
+        with torch.cuda.device(device), torch.cuda.stream(self._stream(device)):
+            target = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            target.copy_(tensor, non_blocking=True)
+            self._wait()
+        return target
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
+        with self._lock:
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            return self._streams[device]
+
+    @staticmethod
+    def _wait() -> None:
+        """For this thread's copy alone: other threads may have put theirs on the stream behind it."""
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record()  # type: ignore[no-untyped-call]
+        event.synchronize()  # type: ignore[no-untyped-call]
