@@ -14,7 +14,7 @@ from triptych.client.content import ImageSource, Message, VideoSource
 from triptych.client.request import NO_LIMIT, SamplingOptions, make_request, stage_number
 from triptych.rpc.channels import channel_options
 from triptych.rpc.status import rpc_errors
-from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 
 class AsyncClient:
@@ -124,7 +124,10 @@ class AsyncClient:
 
 
 class AsyncAnswerStream:
-    """Iterates over the text as it comes; `answer()` is the whole, waiting for what has not come yet."""
+    """Iterates over the text as it comes, that of the first answer where there are several; `chunks()` has more.
+
+    `answer()` is the whole, waiting for what has not come yet.
+    """
 
     def __init__(self, call: Any, endpoint: str) -> None:
         self._call = call
@@ -132,15 +135,21 @@ class AsyncAnswerStream:
         self._builder = AnswerBuilder()
 
     async def __aiter__(self) -> AsyncIterator[str]:
+        async for chunk in self.chunks():
+            if chunk.text and chunk.choice_index == 0:
+                yield chunk.text
+
+    async def chunks(self) -> AsyncIterator[inference_pb2.TokenChunk]:
+        """Text, tokens and logprobs of every answer as they come; `choice_index` says whose."""
         with rpc_errors(self._endpoint):
             async for response in self._call:
-                text = self._builder.add(response)
-                if text:
-                    yield text
+                chunk = self._builder.add(response)
+                if chunk is not None:
+                    yield chunk
 
     async def answer(self) -> Answer:
         """The whole answer with its figures."""
-        async for _ in self:
+        async for _ in self.chunks():
             pass
         return self._builder.answer()
 

@@ -15,7 +15,7 @@ from triptych.client.content import ImageSource, Message, VideoSource
 from triptych.client.request import NO_LIMIT, SamplingOptions, make_request, stage_number
 from triptych.rpc.channels import channel_options
 from triptych.rpc.status import from_rpc_error
-from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 
 class Client:
@@ -125,7 +125,10 @@ class Client:
 
 
 class AnswerStream:
-    """Iterates over the text as it comes; `answer()` is the whole, waiting for what has not come yet."""
+    """Iterates over the text as it comes, that of the first answer where there are several; `chunks()` has more.
+
+    `answer()` is the whole, waiting for what has not come yet.
+    """
 
     def __init__(self, call: Any, endpoint: str) -> None:
         self._call = call
@@ -133,15 +136,21 @@ class AnswerStream:
         self._builder = AnswerBuilder()
 
     def __iter__(self) -> Iterator[str]:
+        for chunk in self.chunks():
+            if chunk.text and chunk.choice_index == 0:
+                yield chunk.text
+
+    def chunks(self) -> Iterator[inference_pb2.TokenChunk]:
+        """Text, tokens and logprobs of every answer as they come; `choice_index` says whose."""
         with _errors(self._endpoint):
             for response in self._call:
-                text = self._builder.add(response)
-                if text:
-                    yield text
+                chunk = self._builder.add(response)
+                if chunk is not None:
+                    yield chunk
 
     def answer(self) -> Answer:
         """The whole answer with its figures."""
-        for _ in self:
+        for _ in self.chunks():
             pass
         return self._builder.answer()
 
