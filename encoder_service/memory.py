@@ -1,5 +1,6 @@
 """How much memory the batches in work may take."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,11 +23,19 @@ class MemoryBudget:
     """At most `max_bytes` by the estimates of engine and loader. Lives on the event loop; not thread-safe.
 
     `activation_bytes(num_patches)` is the engine's estimate for one forward pass. Passes run one after another, so the
-    largest one in work counts, and everything else as a sum.
+    largest one in work counts, and everything else as a sum. A batch's pixels are decoded in parts of at most
+    `max_media_bytes`.
     """
 
-    def __init__(self, max_bytes: int, bytes_per_patch: int, activation_bytes: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        bytes_per_patch: int,
+        activation_bytes: Callable[[int], int],
+        max_media_bytes: float = math.inf,
+    ) -> None:
         self.max_bytes = max_bytes
+        self._max_media_bytes = max_media_bytes
         self._bytes_per_patch = bytes_per_patch
         self._activation_bytes = activation_bytes
         self._reservations: set[Reservation] = set()

@@ -20,6 +20,7 @@ from encoder_service.memory import MemoryBudget
 from encoder_service.pipeline import EncodePipeline, PendingEmbedding
 from encoder_service.preparation import Preparation
 from encoder_service.tickets import ProducedTensors, check_tickets
+from encoder_service.work import picture_bytes
 from triptych.config import EncoderSection, LimitsSection, TransportSection
 from triptych.errors import Cancelled, InternalError, TriptychError, Unavailable
 from triptych.transport.device_copy import DeviceCopies
@@ -55,7 +56,13 @@ class EncoderStage:
         self._engine = engine
         self._limits = settings.limits
         self._admission = PatchAdmission(encoder.max_pending_patches)
-        self._memory = MemoryBudget(encoder.activation_bytes, produced.bytes_per_patch, engine.activation_bytes)
+        self._memory = MemoryBudget(
+            encoder.activation_bytes,
+            produced.bytes_per_patch,
+            engine.activation_bytes,
+            # A picture that is larger than media_bytes is decoded alone.
+            max_media_bytes=max(encoder.media_bytes, picture_bytes(settings.limits.max_image_pixels)),
+        )
         copies = DeviceCopies() if device.type == "cuda" else None
         self._cache = EmbeddingCache(encoder.cache_bytes, encoder.host_cache_bytes, copies, device=device)
         self._runner = BatchRunner(loader, engine)

@@ -71,11 +71,16 @@ class WaitingItem:
 
 
 def device_bytes(prepared: PreparedMedia) -> int:
-    """What packing an item holds on the device beside its patches. A decoded JPEG may be held twice, to turn it."""
+    """What packing an item holds on the device beside its patches."""
     content = prepared.content
     if isinstance(content, EncodedJpeg):
-        return 2 * 3 * content.height * content.width
+        return picture_bytes(content.height * content.width)
     return content.frames.nbytes if isinstance(content, DecodedFrames) else content.patches.nbytes
+
+
+def picture_bytes(num_pixels: int) -> int:
+    """RGB as decoded, and as much again for what is resized across and not yet down."""
+    return 2 * 3 * num_pixels
 
 
 def host_bytes(prepared: PreparedMedia) -> int:

@@ -37,6 +37,8 @@ class DeviceCopies:
         with torch.cuda.device(device), torch.cuda.stream(self._stream(device)):
             target = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             target.copy_(tensor, non_blocking=True)
+            # Readers are on the default stream: memory that they may still read is not handed out again.
+            target.record_stream(torch.cuda.default_stream(device))
             self._wait()
         return target
 

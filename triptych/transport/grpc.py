@@ -10,6 +10,7 @@ from triptych.errors import IntegrityError
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
 from triptych.transport.copying import byte_array, run_copy
+from triptych.transport.device_copy import DeviceCopies
 from triptych.transport.fetch_call import open_fetch
 from triptych.transport.lanes import Arrival, FetchOrder, LaneFailure, Write
 from triptych.transport.ticket import Ticket
@@ -23,12 +24,13 @@ class GrpcProducerLane:
 
     def __init__(self, chunk_bytes: int) -> None:
         self._chunk_bytes = chunk_bytes
+        self._copies = DeviceCopies()
 
     async def send(self, rows: torch.Tensor, header: TensorHeader, write: Write, deadline: Deadline) -> None:
         await write(FetchResponse(header=header))
         if rows.nbytes == 0:
             return
-        on_host = rows if rows.device.type == "cpu" else await run_copy(rows.nbytes, rows.cpu)
+        on_host = rows if rows.device.type == "cpu" else await run_copy(rows.nbytes, self._copies.to_host, rows)
         data = byte_array(on_host.contiguous()).data
         for offset in range(0, len(data), self._chunk_bytes):
             piece = bytes(data[offset : offset + self._chunk_bytes])

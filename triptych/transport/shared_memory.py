@@ -14,7 +14,6 @@ import mmap
 import os
 import re
 import stat
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,8 @@ import numpy as np
 import torch
 
 from triptych.errors import ConfigurationError, IntegrityError, Overloaded, Unavailable
-from triptych.transport.copying import byte_array, byte_tensor, copy_with_crc32
+from triptych.transport.copying import byte_array, copy_with_crc32
+from triptych.transport.device_copy import DeviceCopies
 from triptych.transport.host import SHARED_MEMORY_FOLDER
 from triptych.transport.lanes import LANE_MEMORY_FIELD
 
@@ -69,6 +69,7 @@ class SharedMemorySlab:
             raise
         self._free = [Extent(0, self.num_bytes)]
         self._taken: set[Extent] = set()
+        self._copies = DeviceCopies()
 
     @property
     def free_bytes(self) -> int:
@@ -114,10 +115,8 @@ class SharedMemorySlab:
                 raise
             raise _full(f"slab {self.name}: {SHARED_MEMORY_FOLDER} has no {extent.length} bytes left") from None
         target = np.frombuffer(self._memory, np.uint8, tensor.nbytes, extent.offset)
-        if tensor.device.type == "cpu":
-            return copy_with_crc32(byte_array(tensor.contiguous()), target)
-        torch.from_numpy(target).copy_(byte_tensor(tensor))
-        return zlib.crc32(target.data)
+        on_host = tensor.contiguous() if tensor.device.type == "cpu" else self._copies.to_host(tensor)
+        return copy_with_crc32(byte_array(on_host), target)
 
     def close(self) -> None:
         """Remove the file; idempotent. Consumers that have it mapped keep their view."""
