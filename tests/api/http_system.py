@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
@@ -43,6 +44,14 @@ class HttpSystem:
         async with self.http() as client:
             page = (await client.get("/metrics")).text
         return sum(float(row.rsplit(" ", 1)[1]) for row in page.splitlines() if row.startswith(line))
+
+    async def wait_until_decoding(self) -> None:
+        """Returns when a request runs on an actor."""
+        for _ in range(1_000):
+            if (await self.system.held())["running"]:
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError("nothing runs")
 
 
 @asynccontextmanager
