@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", help="only rows with these names")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repetitions instead of {REPEATS}")
     parser.add_argument("--quantization", choices=["none", "fp8"], default="none")
-    parser.add_argument("--profile", action="store_true", help="add the kernels of decode steps, by time")
+    parser.add_argument("--profile", action="store_true", help="add the kernels of steps, and the rates of linears")
     parser.add_argument("--limit-s", type=float, default=MODEL_LIMIT_S, help="seconds that one model may take")
     parser.add_argument("--run-model", choices=list(TEXT_SHAPES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -81,7 +81,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.llm_bench.driver import EngineDriver
-    from benchmarks.llm_bench.profile import profile_decodes
+    from benchmarks.llm_bench.profile import linear_rates, profile_steps
     from benchmarks.llm_bench.rows import ROWS
     from benchmarks.llm_bench.start import environment, measure_start, section_of
 
@@ -120,7 +120,8 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
         if not arguments.rows or row in arguments.rows:
             attempt(row, lambda measure=measure: measure(driver, repeats))
     if arguments.profile:
-        attempt("profile", lambda: profile_decodes(driver))
+        attempt("profile", lambda: profile_steps(driver))
+        attempt("linear_rates", lambda: linear_rates(driver))
     report["environment"]["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     report["environment"]["section"] = json.loads(section_of().model_dump_json())
     arguments.out.write_text(json.dumps(report))
@@ -145,8 +146,9 @@ def _print_table(report: dict[str, Any]) -> None:
     print(f"\n{report['environment']}")
     for name, row in report["rows"].items():
         samples = " ".join(f"{sample:.4g}" for sample in row["samples"][:5])
-        details = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row["details"].items()}
-        print(f"{name:<28} {row['median']:>10.5g} | {samples} | {details if not name.endswith('.profile') else ''}")
+        shown = {} if name.endswith((".profile", ".linear_rates")) else row["details"]
+        details = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in shown.items()}
+        print(f"{name:<28} {row['median']:>10.5g} | {samples} | {details or ''}")
     for name, error in report["errors"].items():
         print(f"ERROR {name}: {error[-600:]}")
 

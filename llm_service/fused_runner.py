@@ -49,7 +49,7 @@ _FIRST_UPLOAD_BYTES = 1 << 20
 _TUNED_BATCHES = (1, 64, 128, 256, 8)
 # Most seconds for that, kernels compiled for it included, and for the warm-up.
 _MAX_TUNING_S = 7.0
-_MAX_WARM_UP_S = 4.0
+_MAX_WARM_UP_S = 3.0
 # cuBLAS chooses its kernel by the number of tokens; up to so many it is asked for each 128 of them.
 _FINE_WARM_UP_TOKENS = 4_096
 
@@ -127,9 +127,12 @@ class FusedModelRunner:
             self._tune()
         self._graphs.capture(self._progress)
         if is_cuda:
-            self._warm_up()
+            self._warm_up_kernels()
         self._prompt_graphs.capture(self._progress)
         if is_cuda:
+            # What the capture's stream holds serves no other.
+            torch.cuda.empty_cache()
+            self._warm_up_sizes()
             torch.cuda.synchronize()
 
     def _tune(self) -> None:
@@ -147,15 +150,18 @@ class FusedModelRunner:
         }
         self._graphs.tune(moves, bases, _MAX_TUNING_S)
 
-    def _warm_up(self) -> None:
-        """Whatever a first request would have to wait for, and the streams beside it: kernels of packed steps for every
-        number of splits, those that cuBLAS chooses by the number of tokens, cuDNN's plans of whole prompts."""
-        started_s = time.monotonic()
+    def _warm_up_kernels(self) -> None:
+        """Whatever a first request would have to wait for, and the streams beside it: kernels of packed steps, for
+        every number of splits."""
         batch = 1
         while batch < self._sampled.numel():
             self._launch_every_kind(batch)
             batch *= 2
         self._launch_every_kind(self._sampled.numel() - 1)
+
+    def _warm_up_sizes(self) -> None:
+        """Likewise the linears that cuBLAS chooses by the number of tokens, and cuDNN's plans of whole prompts."""
+        started_s = time.monotonic()
         lengths = (*range(128, _FINE_WARM_UP_TOKENS, 128), *range(_FINE_WARM_UP_TOKENS, self._max_step_tokens + 1, 512))
         # The longest first: its memory serves all others, and stays for the steps to come.
         for num_tokens in reversed(lengths):

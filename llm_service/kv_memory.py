@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llm_service.prompt_buckets import MAX_PROMPT_TOKENS
 from triptych.config import MIB, LanguageSection
 from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.config import TextConfig
@@ -26,7 +27,8 @@ def free_kv_bytes(model: LoadedModel, section: LanguageSection) -> int:
     """
     torch.cuda.empty_cache()
     num_free, num_total = torch.cuda.mem_get_info(model.device)
-    reserved = step_bytes(model.language.config, section, model.dtype.itemsize) + _OVERHEAD_BYTES
+    config, itemsize = model.language.config, model.dtype.itemsize
+    reserved = step_bytes(config, section, itemsize) + graph_bytes(config, itemsize) + _OVERHEAD_BYTES
     num_bytes = int(section.gpu_memory_fraction * num_total) - (num_total - num_free) - reserved
     if num_bytes <= 0:
         raise ConfigurationError(
@@ -38,12 +40,20 @@ def free_kv_bytes(model: LoadedModel, section: LanguageSection) -> int:
     return num_bytes
 
 
+def graph_bytes(config: TextConfig, itemsize: int) -> int:
+    """Activations of captured steps, which have memory of their own."""
+    return MAX_PROMPT_TOKENS * _values_per_token(config) * itemsize
+
+
 def step_bytes(config: TextConfig, section: LanguageSection, itemsize: int) -> int:
     """Activations that live at once in the largest step, and logits of all running sequences, sorted once."""
-    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    values_per_token = 3 * config.intermediate_size + 6 * config.hidden_size + 2 * qkv
     sampling = section.max_running_requests * config.vocab_size * (2 * itemsize + 24)
-    return section.max_step_tokens * values_per_token * itemsize + sampling
+    return section.max_step_tokens * _values_per_token(config) * itemsize + sampling
+
+
+def _values_per_token(config: TextConfig) -> int:
+    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    return 3 * config.intermediate_size + 6 * config.hidden_size + 2 * qkv
 
 
 def context_cost(config: TextConfig) -> float:

@@ -82,7 +82,9 @@ def prefill_beside_decodes(driver: EngineDriver, repeats: int) -> Measured:
         if repeat == 0:
             continue  # kernels of these shapes were loaded
         samples.append(1e3 * float(np.percentile(gaps, 99)))
+        longest = [_longest_gap(driver.stamps[stream], started_s, ended_s) for stream in streams]
         details = {
+            "longest_gap_ms_and_when_ms": max(longest),
             "p50_ms": 1e3 * float(np.median(gaps)),
             "max_ms": 1e3 * float(gaps.max()),
             "prefill_ms": 1e3 * (ended_s - started_s),
@@ -96,6 +98,14 @@ def _gaps(stamps: list[float], started_s: float, ended_s: float) -> np.ndarray:
     times = np.array(stamps)
     gaps = np.diff(times)
     return gaps[(times[1:] >= started_s) & (times[1:] <= ended_s)]
+
+
+def _longest_gap(stamps: list[float], started_s: float, ended_s: float) -> tuple[float, float]:
+    """Milliseconds of the longest gap, and when it ended after the prompt came."""
+    times = np.array([stamp for stamp in stamps if stamp <= ended_s])
+    gaps = np.where(times[1:] >= started_s, np.diff(times), 0.0)
+    index = int(gaps.argmax())
+    return 1e3 * float(gaps[index]), 1e3 * float(times[index + 1] - started_s)
 
 
 ROWS: Mapping[str, Mapping[str, Measure]] = MappingProxyType(

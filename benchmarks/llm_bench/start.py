@@ -24,11 +24,12 @@ def section_of() -> LanguageSection:
 
 
 def environment() -> dict[str, object]:
-    """Versions and the GPU."""
+    """Versions, the GPU, and how fast this host is: they differ by a factor of two and more."""
     properties = torch.cuda.get_device_properties(0)
     import triton
 
     return {
+        "host_launch_us": host_launch_us(),
         "gpu": properties.name,
         "multiprocessors": properties.multi_processor_count,
         "torch": torch.__version__,
@@ -36,6 +37,20 @@ def environment() -> dict[str, object]:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
     }
+
+
+def host_launch_us(num_launches: int = 1_000) -> float:
+    """Microseconds of this host's time to launch one small operation of torch."""
+    value = torch.zeros(1, device="cuda")
+    for _ in range(num_launches):
+        value.add_(1.0)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(num_launches):
+        value.add_(1.0)
+    seconds = time.perf_counter() - started
+    torch.cuda.synchronize()
+    return round(1e6 * seconds / num_launches, 2)
 
 
 def measure_start(name: str, quantization: str) -> tuple[EngineDriver, Measured]:

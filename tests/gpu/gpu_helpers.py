@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ VOCAB = 150_000
 
 
 class SteppedEngine:
-    """An engine without its thread. logits: those of the sampled rows of each packed step, as they were computed."""
+    """An engine without its thread. packed_logits: those of the sampled rows of each step that was no batch of decodes
+    through its graph, as they were computed."""
 
     def __init__(self, model: LoadedModel, **section: object) -> None:
         # Without reuse of pages: a prompt that comes a second time takes the same kernels over the same shapes.
@@ -45,14 +47,18 @@ class SteppedEngine:
         self.runner = runner
         runner.prepare()
         self.packed_logits: list[Tensor] = []
-        compute = runner.model.logits
+        for name in ("_launch_packed", "_launch_prompts"):
+            setattr(runner, name, self._recorded(getattr(runner, name)))
 
-        def recorded(hidden: Tensor, out: Tensor | None = None) -> Tensor:
-            logits = compute(hidden, out)
-            self.packed_logits.append(logits.clone())
-            return logits
+    def _recorded(self, launch: Callable[..., list[int | None]]) -> Callable[..., list[int | None]]:
+        def recorded(*arguments: object) -> list[int | None]:
+            rows = launch(*arguments)
+            num_sampled = sum(row is not None for row in rows)
+            if num_sampled:
+                self.packed_logits.append(self.runner._logits[:num_sampled].clone())
+            return rows
 
-        runner.model.logits = recorded  # type: ignore[method-assign]
+        return recorded
 
     def step(self) -> None:
         self.engine._publish(self.engine._step())

@@ -55,6 +55,37 @@ def test_prefill_and_captured_decode(setup: Setup, num_tokens: int) -> None:
     check_logits(setup, setup.engine.runner._logits[0], sequence.token_ids[: num_tokens + 1])
 
 
+def test_graph_of_prompts_is_eager(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts and chunks beside decodes, through buckets that fill them up, and kernel by kernel."""
+
+    def logits() -> list[torch.Tensor]:
+        setup.engine.packed_logits.clear()
+        setup.engine.engine.add(
+            *[new_sequence(30 + index, prompt_seed=500 + index, max_tokens=40) for index in range(5)]
+        )
+        for _ in range(3):
+            setup.engine.step()
+        setup.engine.run([new_sequence(2_500, prompt_seed=510), new_sequence(150, prompt_seed=511)])
+        return list(setup.engine.packed_logits)
+
+    buckets: list[object] = []
+    bucket_of = setup.engine.runner._prompt_graphs.bucket_of
+
+    def recorded(*arguments: object) -> object:
+        buckets.append(bucket_of(*arguments))  # type: ignore[arg-type]
+        return buckets[-1]
+
+    monkeypatch.setattr(setup.engine.runner._prompt_graphs, "bucket_of", recorded)
+    captured = logits()
+    assert sum(bucket is not None for bucket in buckets) >= 3
+    monkeypatch.setattr(setup.engine.runner._prompt_graphs, "bucket_of", lambda chunks, special: None)
+    eager = logits()
+    assert [tensor.shape for tensor in captured] == [tensor.shape for tensor in eager]
+    for one, other in zip(captured, eager, strict=True):
+        assert torch.isfinite(one).all()
+        assert relative_error(one, other) < 2e-2
+
+
 def test_chunked_prefill(setup: Setup) -> None:
     sequence = new_sequence(1_000, prompt_seed=5)
     setup.engine.packed_logits.clear()
