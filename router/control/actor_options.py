@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.control.membership import StageName
-from triptych.config import ActorSection, DeploymentConfig, Mode
+from triptych.config import ActorSection, DeploymentConfig, LanguageSection, Mode
 from triptych.switch import SWITCH
 
 # Set where the controller runs, these count for its actors too: not every host lets NCCL use NVLink multicast.
@@ -50,14 +50,35 @@ def actor_options(
     }
 
 
+def num_ranks(config: DeploymentConfig, stage: StageName) -> int:
+    """Processes of one actor of `stage`."""
+    section = actor_section(config, stage)
+    return section.tensor_parallel if isinstance(section, LanguageSection) else 1
+
+
+def rank_bundle(config: DeploymentConfig, stage: StageName) -> dict[str, float]:
+    """What each process of an actor holds, as a bundle of its placement group."""
+    section = actor_section(config, stage)
+    needs = {"CPU": section.num_cpus, "GPU": section.num_gpus}
+    # Ray refuses a bundle that names a resource and wants none of it.
+    return {name: need for name, need in needs.items() if need > 0}
+
+
+def placement_strategy(config: DeploymentConfig, stage: StageName) -> str:
+    """Ray's word for how the processes of an actor are spread over nodes."""
+    section = actor_section(config, stage)
+    assert isinstance(section, LanguageSection)
+    return section.tensor_parallel_placement.value.upper()
+
+
 def logical_cpus(config: DeploymentConfig) -> int:
     """CPUs that a local cluster claims to have: bookkeeping only, so enough to scale every stage several times over."""
-    sections = [actor_section(config, stage) for stage in StageName]
-    needed = sum(section.replicas * section.num_cpus for section in sections)
+    sections = {stage: actor_section(config, stage) for stage in StageName}
+    needed = sum(section.replicas * section.num_cpus * num_ranks(config, stage) for stage, section in sections.items())
     return max(os.cpu_count() or 1, 64, int(4 * needed) + 1)
 
 
 def needed_gpus(config: DeploymentConfig) -> float:
     """GPUs that all configured actors hold together."""
-    sections = [actor_section(config, stage) for stage in StageName]
-    return sum(section.replicas * section.num_gpus for section in sections)
+    sections = {stage: actor_section(config, stage) for stage in StageName}
+    return sum(section.replicas * section.num_gpus * num_ranks(config, stage) for stage, section in sections.items())

@@ -16,7 +16,7 @@ import ray
 from router.control.actor_options import logical_cpus, needed_gpus
 from router.control.cluster_probe import named_address, probe_cluster
 from router.control.orphan_guard import OrphanGuard, end_local_cluster
-from router.control.ray_actor import RayLauncher
+from router.control.ray_launcher import RayLauncher
 from triptych.config import ControlSection, DeploymentConfig
 from triptych.errors import ConfigurationError
 from triptych.rpc.channels import ChannelPool

@@ -1,4 +1,4 @@
-"""What the controller needs of whatever runs actors: `ray_actor.py` does it with Ray, tests with plain objects."""
+"""What the controller needs of whatever runs actors: `ray_launcher.py` does it with Ray, tests with plain objects."""
 
 from __future__ import annotations
 
