@@ -4,7 +4,6 @@ import io
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
@@ -47,6 +46,8 @@ def video(
     codec: str = "libx264",
     **options: str,
 ) -> bytes:
+    import av  # Pictures are drawn on machines without it too.
+
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream: Any = output.add_stream(codec, rate=rate, options=options)

@@ -75,7 +75,7 @@ def _read_frame(body: bytes, is_progressive: bool) -> PlainJpeg | None:
 
 def _is_plain_scan(data: bytes, position: int, body: bytes, frame: PlainJpeg) -> bool:
     is_whole = frame.is_progressive or (body[:1] == bytes([frame.num_components]))
-    return is_whole and data.find(_END_OF_IMAGE, position) >= 0
+    return is_whole and data.rfind(_END_OF_IMAGE) >= position
 
 
 def _is_ycbcr(adobe: bytes) -> bool:

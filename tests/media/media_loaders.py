@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from encoder_samples import image_media
 from media_samples import encoded, oriented, picture
 from PIL import Image
 from torch import Tensor
@@ -89,4 +88,4 @@ def broken(data: bytes, seed: int) -> bytes:
 
 
 def picture_item(data: bytes, of: MediaProcessing, field: str = "media") -> MediaItem:
-    return item_of(image_media(data), of, field)
+    return item_of(common_pb2.Media(kind=common_pb2.MEDIA_KIND_IMAGE, data=data), of, field)
