@@ -42,7 +42,7 @@ MAX_SKINNY_TOKENS = 1
 
 
 def log_progress(num_done: int, num_all: int) -> None:
-    logger.info("captured %d of %d decode graphs", num_done, num_all)
+    logger.info("captured %d of %d graphs", num_done, num_all)
 
 
 @dataclass(frozen=True)
