@@ -68,10 +68,13 @@ class EngineCache:
         except OSError as error:
             _log.warning("the engine %s cannot be opened and is built again: %s", path, error)
             return None
-        with open(descriptor, "rb") as file:
+        # Looked at through the descriptor: what is checked is what is read.
+        try:
             status = os.fstat(descriptor)
-            problem = "is no file" if not stat.S_ISREG(status.st_mode) else distrust(status)
-            data = None if problem else _checked(file.read(), key)
+            problem = distrust(status) if stat.S_ISREG(status.st_mode) else "is no file"
+            data = None if problem else _checked(_read(descriptor, status.st_size), key)
+        finally:
+            os.close(descriptor)
         if data is None:
             _log.warning("the engine %s %s and is built again", path, problem or "is damaged or of another key")
         return data
@@ -104,6 +107,11 @@ class EngineCache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _read(descriptor: int, num_bytes: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(num_bytes)
 
 
 def _checked(content: bytes, key: EngineKey) -> bytes | None:
