@@ -209,8 +209,8 @@ class LlmActor:
         return await asyncio.to_thread(LeaderLink.gather, rendezvous, size, device, timeout_s)
 
     async def _watch_engine(self, stage: LlmStage, server: RpcServer) -> None:
-        """An engine that ended by itself, or has lost a part of the model, makes the actor useless: it says so, and is
-        replaced."""
+        """An engine that ended by itself, or has lost a part of the model, makes the actor useless: it answers nobody
+        any more, as if it had died, so that routers turn to others at once, and is replaced."""
         ends = [asyncio.ensure_future(stage.wait_ended())]
         if self._parts.link is not None:
             ends.append(asyncio.ensure_future(_wait_for(self._parts.link.lost)))
@@ -220,8 +220,8 @@ class LlmActor:
             for end in ends:
                 end.cancel()
         logger.error("the engine of %s has ended; the actor serves no more", self._actor_id)
-        await server.set_serving(False)
-        await stage.close()
+        # Together: what still runs is told why it ends, and what is new finds nobody.
+        await asyncio.gather(stage.close(), server.stop(_STOP_GRACE_S))
 
     def _add_services(self, server: RpcServer, stage: LlmStage, tensor_service: TensorService) -> None:
         server.add(
