@@ -33,6 +33,7 @@ from triptych.config import DeploymentConfig
 from triptych.models_folder import BUILT_IN_FOLDER
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
+from triptych.rpc.tls import StageTls
 from triptych.switch import SWITCH
 from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 
@@ -82,7 +83,7 @@ class InProcessSystem:
 
     async def __aenter__(self) -> InProcessSystem:
         config = self.config
-        self._channels = ChannelPool(config.limits.max_message_bytes)
+        self._channels = ChannelPool(config.limits.max_message_bytes, StageTls.from_config(config.security.stages))
         self.dispatcher = Dispatcher(config, "tiny", Path(config.model.path), self.membership, self._channels)
         self._server = RpcServer("127.0.0.1", 0, config.limits.max_message_bytes)
         self._server.add(

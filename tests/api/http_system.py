@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from router.api.client_ports import ClientPorts
 from triptych.models_folder import BUILT_IN_FOLDER
 from triptych.rpc.channels import ChannelPool
+from triptych.rpc.tls import StageTls
 
 QUESTION = "What is in the picture?"
 RIGHT_ANSWER = "A red circle."
@@ -60,7 +61,9 @@ async def http_system(
 ) -> AsyncIterator[HttpSystem]:
     overrides["router"] = {"port": 0, "http_port": 0, **overrides.get("router", {})}
     async with InProcessSystem(folder, topology, **overrides) as system:
-        channels = ChannelPool(system.config.limits.max_message_bytes)
+        channels = ChannelPool(
+            system.config.limits.max_message_bytes, StageTls.from_config(system.config.security.stages)
+        )
         ports = ClientPorts(system.config, "tiny", system.dispatcher, system.membership, channels, _NoScaler())
         rpc = await ports.start()
         await ports.set_serving(True)
