@@ -147,7 +147,9 @@ class EncoderSection(ActorSection):
         "auto",
         description="Where media become patches: auto (gpu where the stage has one, else cpu), cpu or gpu.",
     )
-    media_workers: int = Field(2, ge=1, description="Threads that decode and resize media on the CPU.")
+    media_workers: int = Field(
+        0, ge=0, description="Threads that check media and decode on the CPU what the GPU does not; 0: by device."
+    )
     media_bytes: int = Field(
         1024 * MIB,
         ge=1 * MIB,

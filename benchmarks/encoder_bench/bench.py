@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,11 +17,20 @@ import torch
 from PIL import Image
 
 from benchmarks.model_folders import write_model_folder
+from encoder_service.device_defaults import resolve_section
+from encoder_service.engines import VisionEngine
 from encoder_service.engines.torch import TorchVisionEngine
-from triptych.config import LimitsSection
+from encoder_service.items import MediaItem
+from encoder_service.media.loader import LoaderSource, PatchLoader, make_patch_loader
+from encoder_service.stage import EncoderStage, StageSettings
+from encoder_service.tickets import ProducedTensors
+from triptych.config import EncoderSection, LimitsSection, TransportSection
+from triptych.media import content_key
 from triptych.media.layout import MediaProcessing
 from triptych.models.qwen2_5_vl.config import ModelConfig
+from triptych.models.qwen2_5_vl.grid import Grid
 from triptych.models.qwen2_5_vl.weights import random_vision_tower
+from triptych.v1 import common_pb2
 
 PREPROCESSOR = {
     "min_pixels": 56 * 56,
@@ -79,9 +89,53 @@ class EncoderBench:
         return MediaProcessing.from_folder(self.folder)
 
     @cached_property
-    def engine(self) -> TorchVisionEngine:
-        """Random weights at true shapes, on `device`."""
-        return TorchVisionEngine(random_vision_tower(self.config, self.dtype, self.device, seed=0))
+    def section(self) -> EncoderSection:
+        """The stage's defaults on this device."""
+        return resolve_section(EncoderSection(), self.device)
+
+    @cached_property
+    def engine(self) -> VisionEngine:
+        """Random weights at true shapes, on `device`, on fused kernels where the stage would choose them."""
+        tower = random_vision_tower(self.config, self.dtype, self.device, seed=0)
+        if self.device.type != "cuda":
+            return TorchVisionEngine(tower)
+        from encoder_service.engines.fused import FusedVisionEngine
+
+        return FusedVisionEngine(tower, self.section.max_graph_patches)
+
+    def make_loader(self) -> PatchLoader:
+        """The caller closes it."""
+        return make_patch_loader(LoaderSource(self.processing, self.device, self.dtype, self.section, self.limits))
+
+    def make_stage(self, **section: object) -> EncoderStage:
+        """A stage over the engine, still to be started; the caller closes it."""
+        vision = self.config.vision
+        produced = ProducedTensors(
+            "encoder-bench", "random", self.dtype, vision.out_hidden_size, vision.spatial_merge_size, vision.patch_dim
+        )
+        settings = StageSettings(self.section.model_copy(update=section), self.limits, TransportSection())
+        return EncoderStage(settings, self.engine, self.make_loader(), produced)
+
+    def items(self, name: str, files: Sequence[bytes]) -> list[MediaItem]:
+        """Pictures of a size as the router sends them."""
+        medias = [common_pb2.Media(kind=common_pb2.MEDIA_KIND_IMAGE, data=data) for data in files]
+        return [MediaItem(content_key(media), self.grid(name), media, "media") for media in medias]
+
+    def grid(self, name: str) -> Grid:
+        width, height = self.size(name)
+        return self.processing.image.image_grid(height, width)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def timed_ms(self, work: Callable[[], object]) -> float:
+        """Of the host's clock, until the device is done."""
+        self.synchronize()
+        started = time.perf_counter()
+        work()
+        self.synchronize()
+        return (time.perf_counter() - started) * 1e3
 
     def size(self, name: str) -> tuple[int, int]:
         """Width and height in pixels of `720p` or `1080p`."""
@@ -95,6 +149,16 @@ class EncoderBench:
 
 
 Measure = Callable[[EncoderBench], Measured]
+
+
+def median(samples: Sequence[float]) -> float:
+    return sorted(samples)[len(samples) // 2]
+
+
+def with_comment(data: bytes, comment: str) -> bytes:
+    """The JPEG file with a comment: other bytes, so another content, of the same pixels."""
+    text = comment.encode()
+    return data[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + data[2:]
 
 
 def jpeg(width: int, height: int, seed: int) -> bytes:

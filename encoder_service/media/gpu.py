@@ -70,7 +70,7 @@ class GpuPatchLoader:
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-        self._refused = ThreadPoolExecutor(section.media_workers, thread_name_prefix="encoder-refused")
+        self._refused = ThreadPoolExecutor(section.media_workers or None, thread_name_prefix="encoder-refused")
 
     @classmethod
     def make(cls, source: LoaderSource) -> "GpuPatchLoader":
