@@ -36,8 +36,9 @@ class BuiltEngine:
     build_s: float
 
 
-def build_engine(library: TensorRTLibrary, request: EngineRequest) -> BuiltEngine:
-    """Exports the tower into a folder of its own that is removed again, and builds. Seconds to minutes.
+def build_engine(library: TensorRTLibrary, request: EngineRequest, scratch_folder: Path) -> BuiltEngine:
+    """Exports the tower into a folder of its own in `scratch_folder`, which needs room for the weights, and builds.
+    Seconds to minutes.
 
     Raises ConfigurationError without onnx, or with TensorRT's own words when it refuses; ModelError for an unfit
     checkpoint.
@@ -46,7 +47,7 @@ def build_engine(library: TensorRTLibrary, request: EngineRequest) -> BuiltEngin
     from encoder_service.engines.tensorrt.export import export_vision_tower
 
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="triptych-onnx-") as scratch:
+    with tempfile.TemporaryDirectory(dir=scratch_folder, prefix=".exported-") as scratch:
         tensors = half_of_checkpoint(request.folder, is_vision=True)
         graph = export_vision_tower(request.config, tensors, request.precision, Path(scratch))
         exported = time.monotonic()

@@ -53,7 +53,7 @@ def prepare_engine(section: TensorRTSection, library: TensorRTLibrary, request: 
             return PreparedEngine(data, path, 0.0)
         _log.info("building the vision engine for %s with %s %s", request.target, library.name, library.version)
         started = time.monotonic()
-        built = build_engine(library, request)
+        built = build_engine(library, request, cache.folder)
         cache.store(key, built.data)
     return PreparedEngine(built.data, path, time.monotonic() - started)
 
