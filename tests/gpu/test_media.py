@@ -104,7 +104,9 @@ def test_jpegs_are_near_those_of_pillow(subsampling: int) -> None:
     assert isinstance(loader.prepare(picture_item(data, LARGE)).content, EncodedJpeg)
     difference = levels(pack(loader, data).on_current_stream(), cpu_patches(data))
     print(f"subsampling {subsampling}: mean {difference.mean():.3f}, max {difference.max():.1f}")
-    assert float(difference.mean()) < 1.0
+    if subsampling == 0:
+        assert float(difference.max()) < 0.1
+    assert float(difference.mean()) < 1.2 and float(difference.max()) < 16
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -114,13 +116,17 @@ def test_orientations(orientation: int) -> None:
     assert float(difference.mean()) < 1.5
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 3), (16, 16), (17, 33), (3, 200), (2500, 1900)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (3, 200), (64, 64), (65, 97), (640, 64), (2500, 1900)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_sizes(size: tuple[int, int], mode: str) -> None:
     data = encoded(soft(*size).convert(mode), "JPEG", quality=95)
     packed = pack(loader_of(), data)
     assert packed.errors == (None,)
-    assert float(levels(packed.on_current_stream(), cpu_patches(data)).mean()) < 2.0
+    difference = levels(packed.on_current_stream(), cpu_patches(data))
+    print(f"mean {difference.mean():.3f}, max {difference.max():.1f}")
+    # Small ones are decoded on the CPU; grey ones have no colours to widen.
+    is_exact = min(size) < 64 or mode == "L"
+    assert float(difference.max()) < 0.1 if is_exact else float(difference.mean()) < 2.0
 
 
 def test_videos() -> None:
@@ -141,7 +147,7 @@ def test_two_hundred_random_pictures_some_broken_in_one_pack() -> None:
     loader = loader_of(of)
     prepared, expected = [], []
     for seed in range(200):
-        data = random_picture(seed)
+        data = random_picture(seed, largest=500)
         data = broken(data, seed) if seed % 4 == 0 else data
         try:
             prepared.append(loader.prepare(picture_item(data, of)))

@@ -59,10 +59,10 @@ def item_of(media: common_pb2.Media, of: MediaProcessing, field: str = "media") 
     return MediaItem(content_key(media), media_layout(media, of, LIMITS, field).grid, media, field)
 
 
-def random_picture(seed: int) -> bytes:
-    """A file of any format, mode, size and orientation."""
+def random_picture(seed: int, largest: int = 120) -> bytes:
+    """A file of any format, mode, orientation and size, up to `largest` pixels a side."""
     generator = random.Random(seed)
-    width, height = generator.randint(1, 120), generator.randint(1, 120)
+    width, height = generator.randint(1, largest), generator.randint(1, largest)
     kind = generator.choice(["jpeg", "jpeg", "jpeg", "oriented", "grey", "progressive", "cmyk", "png", "webp", "gif"])
     image = picture(width, height, seed=seed)
     if kind == "jpeg":

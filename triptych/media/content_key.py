@@ -9,12 +9,13 @@ _KEY_BYTES = 16
 
 
 def content_key(media: common_pb2.Media) -> str:
-    """BLAKE2b-128 in hex over kind, processing options and payload, each part with its length before it.
+    """SHA-256, cut to 128 bits in hex, over kind, processing options and payload, each part with its length before it.
 
     A video file and the same video as frames are two contents.
     """
     options = media.options
-    digest = hashlib.blake2b(digest_size=_KEY_BYTES)
+    # Processors have instructions for it: it takes half as long as BLAKE2b, and all who get the bytes check the key.
+    digest = hashlib.sha256()
     digest.update(
         struct.pack(
             "<IQQdQQ",
@@ -35,4 +36,4 @@ def content_key(media: common_pb2.Media) -> str:
     for part in parts:
         digest.update(struct.pack("<Q", len(part)))
         digest.update(part)
-    return digest.hexdigest()
+    return digest.digest()[:_KEY_BYTES].hex()

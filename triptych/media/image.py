@@ -5,6 +5,7 @@ from PIL import Image, ImageFile
 from triptych.config import LimitsSection
 from triptych.errors import InvalidRequest, RequestTooLarge, TriptychError
 from triptych.media.bounds import check_num_bytes, check_size
+from triptych.media.jpeg import read_plain_jpeg
 from triptych.media.metered_reader import MeteredReader
 from triptych.media.orientation import QUARTER_TURNS, UPRIGHT
 from triptych.media.png import move_metadata_first
@@ -93,6 +94,10 @@ def _open(data: bytes, limits: LimitsSection, field: str) -> ImageFile.ImageFile
 
 
 def _check_num_scans(data: bytes, field: str) -> None:
+    jpeg = read_plain_jpeg(data)
+    if jpeg is not None and not jpeg.is_progressive:
+        # Its first scan has all there is; the bytes need not be searched.
+        return
     num_scans = data.count(_START_OF_SCAN)
     if num_scans > MAX_JPEG_SCANS:
         raise InvalidRequest(f"{field} has {num_scans} scans, expected at most {MAX_JPEG_SCANS}", field=field)
