@@ -30,6 +30,7 @@ from router.control.membership import Member, Membership, StageName
 from router.dispatch.dispatcher import Dispatcher
 from triptych.client import AsyncClient
 from triptych.config import DeploymentConfig
+from triptych.errors import Unavailable
 from triptych.models_folder import BUILT_IN_FOLDER
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
@@ -181,7 +182,7 @@ class _NoScaler:
         return []
 
     async def scale(self, stage: StageName, num_actors: int, *, wait: bool, timeout_s: float) -> admin_pb2.StageStatus:
-        raise NotImplementedError
+        raise Unavailable("this system has no controller: add actors by hand")
 
 
 @contextmanager

@@ -299,6 +299,17 @@ class RouterSection(Section):
         description="Tokens that requests may grow to, as a multiple of those the KV caches hold: most answers end "
         "before max_tokens.",
     )
+    circuit_failures: int = Field(
+        3, ge=1, description="An actor that fails so many requests in a row gets no new ones for a while."
+    )
+    circuit_pause_s: float = Field(
+        1.0, gt=0, description="For how long, before one request tries it again; doubles with every trial that fails."
+    )
+    hedge_encode: bool = Field(
+        False,
+        description="Begin a request a second time on other encoders when it has no token after the p99 of encoding; "
+        "the slower one is cancelled.",
+    )
     stall_share: float = Field(
         0.5,
         ge=0,

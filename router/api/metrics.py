@@ -43,6 +43,12 @@ class RouterMetrics:
             ["model_name", "finished_reason"],
             registry=registry,
         )
+        self._encode_places = Counter(
+            "triptych:encode_place",
+            "Answered requests with media by where they were encoded, and why there.",
+            ["model_name", "place", "reason"],
+            registry=registry,
+        )
         self._model_name = model_name
         self.ttft = histogram("time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS)
         self.tpot = histogram(
@@ -54,6 +60,7 @@ class RouterMetrics:
         self._media_tokens = counter("media_tokens", "Part of the prompt tokens that stand for pictures and videos.")
         self._cached_tokens = counter("cached_prompt_tokens", "Part of the prompt tokens found in a prefix cache.")
         self._generation_tokens = counter("generation_tokens", "Tokens sent to clients.")
+        self._retries = counter("walk_retries", "Walks that were begun again because an actor or link failed.")
         running = Gauge(
             "triptych:num_requests_running", "Requests inside the router.", ["model_name"], registry=registry
         )
@@ -82,6 +89,13 @@ class RouterMetrics:
         self._prompt_tokens.inc(usage.prompt_tokens)
         self._media_tokens.inc(usage.media_tokens)
         self._cached_tokens.inc(usage.cached_prompt_tokens)
+        route = summary.route
+        self._retries.inc(max(0, route.attempts - 1))
+        if usage.media_tokens:
+            place = "encoder" if route.encoder_actors else "language_actor"
+            self._encode_places.labels(
+                model_name=self._model_name, place=place, reason=route.encode_reason or "unknown"
+            ).inc()
         for reason in [choice.finish_reason for choice in summary.choices] or [summary.finish_reason]:
             name = common_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
             self._finished.labels(model_name=self._model_name, finished_reason=name).inc()

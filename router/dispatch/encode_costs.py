@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from router.dispatch.encode_place import EncodeCosts
 from router.dispatch.walk_record import WalkRecord
 
 _SMOOTHING = 0.1  # weight of the newest request
+# Of so many requests the tail is looked at, and not before there are so many.
+_TAIL_WINDOW, _MIN_TAIL_SAMPLES = 512, 64
+# Less than that would hedge for the sake of a scheduler's hiccup.
+_MIN_HEDGE_S = 0.05
 
 
 class EncodeCostMeter:
@@ -48,3 +54,24 @@ class EncodeCostMeter:
             self._measured.add(name)
             return value
         return mean + _SMOOTHING * (value - mean)
+
+
+class EncodeTail:
+    """How slow the slowest in a hundred encode calls is, by patch: the newest requests that encoders worked for."""
+
+    def __init__(self) -> None:
+        self._s_per_patch: deque[float] = deque(maxlen=_TAIL_WINDOW)
+
+    def note(self, record: WalkRecord, num_patches: int) -> None:
+        if record.encode_results and num_patches and not any(result.is_cache_hit for result in record.encode_results):
+            spent_s = record.encode_call_overhead_s + max(
+                result.queue_s + result.preprocess_s + result.encode_s for result in record.encode_results
+            )
+            self._s_per_patch.append(spent_s / num_patches)
+
+    def p99_s(self, num_patches: int) -> float | None:
+        """For a request of that many patches; None as long as too little is known."""
+        if len(self._s_per_patch) < _MIN_TAIL_SAMPLES:
+            return None
+        ordered = sorted(self._s_per_patch)
+        return max(ordered[int(0.99 * (len(ordered) - 1))] * num_patches, _MIN_HEDGE_S)

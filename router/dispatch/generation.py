@@ -9,9 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from router.dispatch.loads import LoadLedger
+from router.dispatch.placement import Placement
 from router.dispatch.placer import Placer
 from router.dispatch.prepared_request import PreparedRequest
 from router.dispatch.remote_failure import RETRYABLE
+from router.dispatch.running_walk import RunningWalk, first_with_tokens
 from router.dispatch.stage_calls import StageCalls
 from router.dispatch.stage_requests import StageRequests
 from router.dispatch.step_streams import StepStreams
@@ -19,6 +21,7 @@ from router.dispatch.tickets import TicketMaker
 from router.dispatch.token_queue import TokenQueue, Tokens
 from router.dispatch.walk import Walk
 from router.dispatch.walk_record import WalkRecord
+from triptych.errors import Overloaded
 from triptych.rpc.deadline import Deadline
 from triptych.v1 import common_pb2
 
@@ -85,20 +88,25 @@ class Generation:
         stage, when there is no actor to walk to.
         """
         avoid: set[str] = set()
+        placer = self._resources.placer
         while True:
             self._num_walks += 1
-            walk = self._walk = await self._begin_walk(avoid)
+            running = await self._run_walk(avoid)
             try:
-                async with aclosing(self._follow(walk)) as arriving:
+                async with aclosing(running.tokens()) as arriving:
                     async for tokens in arriving:
                         self._note(tokens)
                         yield tokens
-                self._resources.placer.note_walk(walk.record, self._request)
+                placer.note_walk(running.walk.record, self._request)
                 return
-            except RETRYABLE as error:
-                if self._num_walks >= self._max_attempts:
+            except (*RETRYABLE, Overloaded) as error:
+                failed_actors = running.walk.record.failed_actors
+                placer.note_failure(failed_actors, error)
+                avoid |= failed_actors
+                # Of an actor that is full another one of its stage may not be; of one that failed, the same may do.
+                is_hopeless = isinstance(error, Overloaded) and not placer.has_others(avoid)
+                if is_hopeless or self._num_walks >= self._max_attempts:
                     raise
-                avoid |= walk.record.failed_actors
                 logger.warning(
                     "request %s: attempt %d failed after %d tokens, trying again: %s",
                     self._request.request_id,
@@ -106,6 +114,8 @@ class Generation:
                     sum(map(len, self._token_ids.values())),
                     error,
                 )
+            finally:
+                await running.end()
             await asyncio.sleep(min(RETRY_PAUSE_S * 4 ** (self._num_walks - 1), self._deadline.remaining_s()))
             if self._request.sampling.n > 1:
                 async with aclosing(self._go_on_apart()) as arriving:
@@ -148,37 +158,33 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _begin_walk(self, avoid: set[str]) -> Walk:
+    async def _run_walk(self, avoid: set[str]) -> RunningWalk:
+        """A walk under way: the first, or where encoders are unusually slow the first of two that has tokens."""
+        running = RunningWalk(self._walk_of(await self._place(avoid)), self._request.sampling.n, self._deadline)
+        self._walk = running.walk
+        delay_s = self._resources.placer.hedge_delay_s(self._request, running.walk.record.placement)
+        if delay_s is None:
+            return running
+
+        async def begin_second() -> RunningWalk:
+            logger.info("request %s: no tokens after %.3f s, hedged", self._request.request_id, delay_s)
+            slow = {member.actor_id for member in running.walk.record.placement.encoders}
+            walk = self._walk_of(await self._place(avoid | slow))
+            return RunningWalk(walk, self._request.sampling.n, self._deadline)
+
+        chosen = await first_with_tokens(running, delay_s, begin_second)
+        self._walk = chosen.walk
+        return chosen
+
+    async def _place(self, avoid: set[str]) -> Placement:
+        return await self._resources.placer.place(self._request, self._deadline, avoid)
+
+    def _walk_of(self, placement: Placement) -> Walk:
         resources = self._resources
-        placement = await resources.placer.place(self._request, self._deadline, avoid)
         requests = StageRequests.make(
             self._request, self._token_ids[0], placement, resources.tickets, resources.streams.router_id
         )
         return Walk(requests, placement, resources.calls, resources.streams, resources.loads)
-
-    async def _follow(self, walk: Walk) -> AsyncGenerator[Tokens, None]:
-        """Runs a walk beside its reader: a slow reader finds what came meanwhile as one list."""
-        output = TokenQueue(range(self._request.sampling.n))
-        running = asyncio.create_task(_run(walk, output, self._deadline))
-        try:
-            while True:
-                tokens = await output.take()
-                is_done = output.is_done
-                if is_done:
-                    await running
-                yield tokens
-                if is_done:
-                    return
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
-
-
-async def _run(walk: Walk, output: TokenQueue, deadline: Deadline) -> None:
-    try:
-        await walk.run(output, deadline)
-    except Exception as error:
-        output.fail(error)
 
 
 async def _forward(part: Generation, choice_index: int, output: TokenQueue) -> None:

@@ -9,14 +9,15 @@ from random import Random
 
 from router.control.membership import Member, Membership, StageName
 from router.dispatch.cache_map import PREFIX_BLOCK_TOKENS, CacheMap
-from router.dispatch.encode_costs import EncodeCostMeter
+from router.dispatch.circuit import CircuitBreaker
+from router.dispatch.encode_costs import EncodeCostMeter, EncodeTail
 from router.dispatch.encode_place import EncodeChoice, EncodeContext, EncodeReason, choose_encode_place
 from router.dispatch.loads import LoadLedger
 from router.dispatch.placement import Candidate, Chance, MediaWork, Placement, placement_policy
 from router.dispatch.prepared_request import PreparedRequest
 from router.dispatch.walk_record import WalkRecord
 from triptych.config import DeploymentConfig, Mode
-from triptych.errors import Unavailable
+from triptych.errors import Overloaded, TriptychError, Unavailable
 from triptych.rpc.deadline import Deadline
 
 # Room of a KV cache whose actor did not say.
@@ -58,6 +59,8 @@ class Placer:
         self._embeddings = CacheMap()
         self._prefixes = CacheMap()
         self._encode_costs = EncodeCostMeter()
+        self._encode_tail = EncodeTail()
+        self._circuits = CircuitBreaker(settings.config.router.circuit_failures, settings.config.router.circuit_pause_s)
         membership.on_change(self._forget_the_gone)
 
     async def place(self, request: PreparedRequest, deadline: Deadline, avoid: Collection[str] = ()) -> Placement:
@@ -76,11 +79,36 @@ class Placer:
                 f"expected at least one, see stages.{missing}.replicas and AdminService.Scale",
                 field=f"stages.{missing}.replicas",
             ) from None
-        return self._choose(request, avoid)
+        placement = self._choose(request, {*avoid, *self._circuits.open_actors()})
+        self._circuits.note_chosen(member.actor_id for member in placement.members)
+        return placement
 
     def note_walk(self, record: WalkRecord, request: PreparedRequest) -> None:
-        """Learns from a walk that is over what encoding costs."""
-        self._encode_costs.note(record, sum(item.num_patches for item in request.media))
+        """Learns from a walk that went well what encoding costs, and that its actors are in health."""
+        num_patches = sum(item.num_patches for item in request.media)
+        self._encode_costs.note(record, num_patches)
+        self._encode_tail.note(record, num_patches)
+        self._circuits.note_success(member.actor_id for member in record.placement.members)
+
+    def note_failure(self, actor_ids: Collection[str], error: TriptychError) -> None:
+        """These actors failed a walk. One that is full is in health."""
+        if not isinstance(error, Overloaded):
+            self._circuits.note_failure(actor_ids)
+
+    def has_others(self, actor_ids: Collection[str]) -> bool:
+        """Whether each stage of these actors has a ready one beside them."""
+        stages = {member.stage for member in self._membership.all_members() if member.actor_id in actor_ids}
+        return bool(stages) and all(
+            any(member.actor_id not in actor_ids for member in self._membership.members(stage)) for stage in stages
+        )
+
+    def hedge_delay_s(self, request: PreparedRequest, placement: Placement) -> float | None:
+        """After how long without a token a second walk over other encoders pays; None where it does not."""
+        if not self._settings.config.router.hedge_encode or not placement.encoders:
+            return None
+        if not self.has_others({member.actor_id for member in placement.encoders}):
+            return None
+        return self._encode_tail.p99_s(sum(item.num_patches for item in request.media))
 
     def _choose(self, request: PreparedRequest, avoid: Collection[str]) -> Placement:
         chance = Chance(self._turn, self._random)
@@ -185,3 +213,4 @@ class Placer:
         present = {member.actor_id for member in self._membership.all_members()}
         self._embeddings.retain(present)
         self._prefixes.retain(present)
+        self._circuits.retain(present)

@@ -76,14 +76,18 @@ class TokenQueue:
             self._error = error
             self._changed.set()
 
-    async def take(self) -> Tokens:
-        """Everything of one answer that has come since it was last taken, waiting for something to come; raises what
-        `fail` was given."""
+    async def wait(self) -> None:
+        """Returns when there is something to take; raises what `fail` was given when nothing is and will be."""
         while not self._pending:
             if self._error is not None:
                 raise self._error
             self._changed.clear()
             await self._changed.wait()
+
+    async def take(self) -> Tokens:
+        """Everything of one answer that has come since it was last taken, waiting for something to come; raises what
+        `fail` was given."""
+        await self.wait()
         index = next(iter(self._pending))
         taken = self._pending.pop(index)
         return Tokens(tuple(taken.token_ids), taken.finish_reason, index, tuple(taken.logprobs))

@@ -29,7 +29,7 @@ def make_member(
     )
 
 
-def png(width: int = 56, height: int = 56, color: str = "red") -> bytes:
+def png(width: int = 56, height: int = 56, color: str | tuple[int, ...] = "red") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), color).save(buffer, "PNG")
     return buffer.getvalue()

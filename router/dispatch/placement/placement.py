@@ -18,6 +18,11 @@ class Placement:
     encode_reason: EncodeReason = EncodeReason.NO_MEDIA
 
     @property
+    def members(self) -> set[Member]:
+        """All of them."""
+        return {*self.encoders, self.first_language_actor, self.decode}
+
+    @property
     def first_language_actor(self) -> Member:
         """Who takes the embeddings."""
         return self.prefill or self.decode
