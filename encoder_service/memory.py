@@ -67,7 +67,11 @@ class MemoryBudget:
         self._reservations.discard(reservation)
 
     def _of(self, num_patches: int, media_bytes: int) -> Reservation:
-        return Reservation(num_patches * self._bytes_per_patch, media_bytes, self._activation_bytes(num_patches))
+        return Reservation(
+            num_patches * self._bytes_per_patch,
+            int(min(media_bytes, self._max_media_bytes)),
+            self._activation_bytes(num_patches),
+        )
 
     @staticmethod
     def _held_bytes(*reservations: Reservation) -> int:
