@@ -27,7 +27,7 @@ from triptych.kernels.decode_attention import (
 )
 from triptych.kernels.dense_prefill import dense_causal_attention
 from triptych.kernels.prefetch import Upcoming
-from triptych.kernels.prefill_attention import PrefillTiling, paged_prefill_attention
+from triptych.kernels.prefill_attention import PrefillTiling, choose_prefill_splits, paged_prefill_attention
 from triptych.kernels.rotary import rotary_and_store
 from triptych.models.qwen2_5_vl.fused import PackedRotary
 
@@ -160,6 +160,7 @@ class TritonStep:
     pdl: bool = False
     plan: DecodePlan | None = None
     _workspaces: list[DecodeWorkspace] = field(default_factory=list)
+    _chunk_workspaces: list[DecodeWorkspace] = field(default_factory=list)
 
     def attend_packed(
         self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Sequence[Upcoming] = ()
@@ -206,7 +207,8 @@ class TritonStep:
             rows = slice(num_decodes, shape.first_prompt_row)
             paged_prefill_attention(
                 query[rows], keys, values, fields["chunk_block_table"], fields["chunk_context_lengths"],
-                fields["chunk_ends"], out=output[rows], tiling=_PREFILL_TILING,
+                fields["chunk_ends"], workspace=self._chunk_workspace(query.shape[1]), out=output[rows],
+                tiling=_PREFILL_TILING,
             )  # fmt: skip
         if shape.prompt_lengths:
             torch.cat(self._attend_prompts(query, keys, values), out=output[shape.first_prompt_row :])
@@ -244,6 +246,19 @@ class TritonStep:
                 DecodeWorkspace.of(num_decodes, num_heads, num_kv_heads, head_dim, num_splits, cache.device)
             )
         return self._workspaces[0]
+
+    def _chunk_workspace(self, num_heads: int) -> DecodeWorkspace:
+        """One for all layers."""
+        if not self._chunk_workspaces:
+            shape = self.cache.shape
+            num_tokens = self.shape.first_prompt_row - self.shape.num_decodes
+            num_splits = choose_prefill_splits(num_tokens, num_heads, shape.num_kv_heads, _PREFILL_TILING)
+            self._chunk_workspaces.append(
+                DecodeWorkspace.of(
+                    num_tokens, num_heads, shape.num_kv_heads, shape.head_dim, num_splits, self.cache.device
+                )
+            )
+        return self._chunk_workspaces[0]
 
 
 def warm_dense_attention(

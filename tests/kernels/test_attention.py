@@ -19,7 +19,7 @@ from triptych.kernels.decode_attention import (
 )
 from triptych.kernels.dense_prefill import dense_causal_attention
 from triptych.kernels.paged import paged_attention_reference
-from triptych.kernels.prefill_attention import PrefillTiling, paged_prefill_attention
+from triptych.kernels.prefill_attention import PrefillTiling, choose_prefill_splits, paged_prefill_attention
 from triptych.kernels.rotary import rotary_and_store_reference, rotary_table
 
 HEAD_DIM = 32
@@ -142,6 +142,28 @@ def test_paged_prefill(num_heads: int, num_kv_heads: int, page_size: int, device
     expected = paged_attention_reference(*arguments, context_lengths, query_lengths)
     torch.testing.assert_close(out[:-2], expected[:-2], rtol=1e-5, atol=1e-5)
     assert bool(out[-2:].isnan().all()), "rows behind the last sequence were written"
+
+
+@pytest.mark.parametrize("num_splits", [2, 5])
+def test_paged_prefill_with_shared_contexts(num_splits: int, device: torch.device) -> None:
+    """Contexts long enough for several programs, or for one; and blocks whose first query ends a tile."""
+    query_lengths, context_lengths = [9, 17, 0, 20, 8], [150, 40, 0, 20, 200]
+    pages = make_pages(context_lengths, 2, 16, torch.float32, device)
+    query = torch.randn(sum(query_lengths), 8, HEAD_DIM, device=device)
+    cu_seqlens = torch.tensor([0, *torch.tensor(query_lengths).cumsum(0)], dtype=torch.int32, device=device)
+    arguments = (query, pages.key_cache, pages.value_cache, pages.block_table)
+    workspace = DecodeWorkspace.of(len(query), 8, 2, HEAD_DIM, num_splits, device)
+    workspace.weighted.fill_(torch.nan)
+    workspace.logsumexp.fill_(torch.nan)
+    tiling = PrefillTiling(block_rows=32, block_tokens=8, num_warps=4, num_stages=2)
+    out = paged_prefill_attention(*arguments, pages.context_lengths, cu_seqlens, workspace=workspace, tiling=tiling)
+    expected = paged_attention_reference(*arguments, context_lengths, query_lengths)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_prefill_splits_fill_the_gpu() -> None:
+    tiling = PrefillTiling(block_rows=128)
+    assert [choose_prefill_splits(num, 16, 2, tiling) for num in (64, 256, 512, 1_024, 2_048)] == [8, 4, 2, 1, 1]
 
 
 def test_dense_attention_keeps_prompts_apart(device: torch.device) -> None:

@@ -225,14 +225,20 @@ def _launch(
     )
     if num_splits == 1 or is_merged_by_last:
         return
+    launch_merge(workspace, out, pdl=pdl)
+
+
+def launch_merge(workspace: DecodeWorkspace, out: Tensor, *, pdl: bool) -> None:
+    """Merges what the splits of each row of `out` [B, num_heads, head_dim] left in the workspace."""
+    batch_size, num_heads, head_dim = out.shape
     merge_kernel[(num_heads, batch_size)](
         workspace.weighted,
         workspace.logsumexp,
         out,
-        num_splits,
+        workspace.num_splits,
         NUM_HEADS=num_heads,
         HEAD_DIM=head_dim,
-        BLOCK_SPLITS=power_of_two_at_least(num_splits),
+        BLOCK_SPLITS=power_of_two_at_least(workspace.num_splits),
         PDL=pdl,
         num_warps=4,
         **launch_options(pdl),
