@@ -92,6 +92,21 @@ parts = st.one_of(
     ),
     st.just(inference_pb2.ContentPart()),
 )
+constraints = st.one_of(
+    st.builds(common_pb2.Constraint),
+    st.builds(
+        common_pb2.Constraint,
+        json_schema=st.sampled_from(
+            ['{"type": "integer"}', '{"type": "no such"}', "{", "[]", '{"$ref": "#/nowhere"}', ""]
+        ),
+    ),
+    st.builds(common_pb2.Constraint, regex=st.sampled_from(["[a-c]{1,3}", "(", "(?=a)b", "(a*)*b", "a{100000}", ""])),
+    st.builds(common_pb2.Constraint, json_object=st.booleans()),
+    st.builds(
+        common_pb2.Constraint,
+        choices=st.builds(common_pb2.Constraint.Choices, texts=st.lists(st.text(max_size=4), max_size=3)),
+    ),
+)
 samplings = st.builds(
     common_pb2.SamplingParameters,
     max_tokens=st.one_of(st.integers(1, 6), st.integers(0, 6)),
@@ -103,6 +118,15 @@ samplings = st.builds(
     stop_token_ids=st.lists(st.integers(0, 1_030), max_size=3),
     ignore_eos=st.booleans(),
     min_tokens=st.one_of(st.just(0), st.integers(0, 8)),
+    n=st.one_of(st.none(), st.integers(0, 4), st.integers(0, 2**32 - 1)),
+    logprobs=st.one_of(st.none(), st.integers(0, 30)),
+    presence_penalty=st.one_of(st.none(), st.floats(-2, 2), numbers),
+    frequency_penalty=st.one_of(st.none(), st.floats(-2, 2), numbers),
+    repetition_penalty=st.one_of(st.none(), st.floats(0.1, 2), numbers),
+    logit_bias=st.dictionaries(
+        st.integers(0, 1_100), st.one_of(st.floats(-100, 100, width=32), st.floats(width=32)), max_size=2
+    ),
+    constraint=st.one_of(st.none(), st.none(), constraints),
 )
 requests = st.builds(
     inference_pb2.GenerateRequest,
