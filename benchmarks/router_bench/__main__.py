@@ -1,0 +1,42 @@
+"""`python -m benchmarks.router_bench`: the router's own cost on this machine, and `--out` as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from benchmarks.router_bench.rows import measure
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    samples = measure(arguments.repeats)
+    for name, values in samples.items():
+        print(f"{name:<34}{median(values):>12,.2f}")
+    if arguments.out:
+        record = {
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "command": f"python -m benchmarks.router_bench --repeats {arguments.repeats}",
+            "machine": f"{os.cpu_count()} CPU cores",
+            "versions": {"python": platform.python_version(), "grpcio": version("grpcio")},
+            "rows": {
+                name: {"median": median(values), "samples": [round(value, 4) for value in values[:1000]]}
+                for name, values in samples.items()
+            },
+        }
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
