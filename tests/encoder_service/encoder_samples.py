@@ -31,6 +31,13 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10.
             await asyncio.sleep(0.005)
 
 
+def async_condition(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def ask() -> bool:
+        return condition()
+
+    return ask
+
+
 def image_media(data: bytes) -> common_pb2.Media:
     return common_pb2.Media(kind=common_pb2.MEDIA_KIND_IMAGE, data=data)
 

@@ -3,12 +3,12 @@
 import asyncio
 import random
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from encoder_samples import MakeStage, Samples, frames_media, image_media, until, video_media
+from encoder_samples import MakeStage, Samples, async_condition, frames_media, image_media, until, video_media
 from media_samples import encoded, oriented, picture, video
 from torch import Tensor
 
@@ -25,13 +25,6 @@ from triptych.models.qwen2_5_vl.grid import Grid
 from triptych.v1 import common_pb2
 
 WAIT_S = 30.0
-
-
-def async_condition(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
-    async def ask() -> bool:
-        return condition()
-
-    return ask
 
 
 class Gate:
