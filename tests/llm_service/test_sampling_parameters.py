@@ -8,11 +8,19 @@ import pytest
 
 from triptych.config import DefaultsSection, LimitsSection
 from triptych.errors import InvalidRequest, RequestTooLarge
-from triptych.sampling import SamplingParameters
+from triptych.sampling import SamplingParameters, choice_seed
 from triptych.v1 import common_pb2
 
 DEFAULTS = DefaultsSection.model_validate({"max_tokens": 77, "temperature": 0.5})
-LIMITS = LimitsSection.model_validate({"max_new_tokens": 1_000, "max_stop_strings": 2})
+LIMITS = LimitsSection.model_validate(
+    {
+        "max_new_tokens": 1_000,
+        "max_stop_strings": 2,
+        "max_choices": 4,
+        "max_logit_biases": 2,
+        "max_constraint_bytes": 100,
+    }
+)
 
 
 def read(**fields: object) -> SamplingParameters:
@@ -33,7 +41,20 @@ def test_given_values_stay_zero_included() -> None:
 
 def test_round_trip_leaves_nothing_to_a_default() -> None:
     parameters = read(
-        temperature=1.2, top_p=0.5, top_k=3, stop=["x"], stop_token_ids=[5], min_tokens=2, ignore_eos=True
+        temperature=1.2,
+        top_p=0.5,
+        top_k=3,
+        stop=["x"],
+        stop_token_ids=[5],
+        min_tokens=2,
+        ignore_eos=True,
+        n=3,
+        logprobs=0,
+        presence_penalty=0.5,
+        frequency_penalty=-2.0,
+        repetition_penalty=1.1,
+        logit_bias={7: 1.5, 3: -100.0},
+        constraint=common_pb2.Constraint(choices=common_pb2.Constraint.Choices(texts=["a", "b"])),
     )
     assert (
         SamplingParameters.from_proto(parameters.to_proto(), DefaultsSection.model_validate({}), LIMITS) == parameters
@@ -55,9 +76,32 @@ def test_round_trip_leaves_nothing_to_a_default() -> None:
         ("stop", {"stop": ["a", "b", "c"]}, RequestTooLarge),
         ("stop", {"stop": [""]}, InvalidRequest),
         ("stop_token_ids", {"stop_token_ids": list(range(1_025))}, RequestTooLarge),
+        ("n", {"n": 0}, InvalidRequest),
+        ("n", {"n": 5}, InvalidRequest),
+        ("logprobs", {"logprobs": 21}, InvalidRequest),
+        ("presence_penalty", {"presence_penalty": 2.1}, InvalidRequest),
+        ("frequency_penalty", {"frequency_penalty": math.nan}, InvalidRequest),
+        ("repetition_penalty", {"repetition_penalty": 0.0}, InvalidRequest),
+        ("repetition_penalty", {"repetition_penalty": math.inf}, InvalidRequest),
+        ("logit_bias", {"logit_bias": {3: 101.0}}, InvalidRequest),
+        ("logit_bias", {"logit_bias": {3: math.nan}}, InvalidRequest),
+        ("logit_bias", {"logit_bias": dict.fromkeys(range(3), 1.0)}, RequestTooLarge),
+        ("constraint", {"constraint": common_pb2.Constraint()}, InvalidRequest),
+        ("constraint.json_object", {"constraint": common_pb2.Constraint(json_object=False)}, InvalidRequest),
+        ("constraint.regex", {"constraint": common_pb2.Constraint(regex="")}, InvalidRequest),
+        ("constraint.json_schema", {"constraint": common_pb2.Constraint(json_schema=" " * 101)}, RequestTooLarge),
     ],
 )
 def test_bad_values_are_named(field: str, fields: dict[str, object], error: type[InvalidRequest]) -> None:
     with pytest.raises(error, match=f"sampling.{field}") as caught:
         read(**fields)
     assert caught.value.field == f"sampling.{field}"
+
+
+def test_every_choice_has_a_seed_of_its_own() -> None:
+    parameters = read(seed=2**64 - 1, n=4)
+    choices = [parameters.of_choice(index) for index in range(4)]
+    assert choices[0].seed == parameters.seed and len({choice.seed for choice in choices}) == 4
+    assert all(0 <= choice.seed < 2**64 and choice.n == 1 for choice in choices)
+    # The same for ever: whoever kept a seed gets the answer again.
+    assert [choice_seed(7, index) for index in range(3)] == [7, 7_191_089_600_892_374_487, 309_689_372_594_955_804]

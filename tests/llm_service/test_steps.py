@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
+from llm_service.logprobs import TokenLogprob
 from llm_service.sequence import FinishReason
 from llm_service.steps import StepStreams
 from triptych.errors import TriptychError, Unavailable
@@ -146,3 +147,27 @@ async def test_close_ends_streams(steps: StepStreams) -> None:
     await asyncio.sleep(0)
     steps.close()
     assert await asyncio.wait_for(waiting, 2) is None
+
+
+async def test_choices_of_a_request_go_out_apart_and_end_together(steps: StepStreams) -> None:
+    logprob = TokenLogprob(5, -0.5, ((5, -0.5), (6, -1.0)))
+    with steps.open("r", "a", never, num_choices=2) as channel:
+        async with aclosing(steps.read("r")) as messages:
+            channel.put([4], choice_index=1)
+            channel.put([5], choice_index=0, logprobs=[logprob])
+            channel.put([6], FinishReason.STOP, choice_index=1)
+            message = await next_message(messages)
+            told = {output.choice_index: output for output in message.outputs}
+            assert list(told[1].token_ids) == [4, 6] and told[1].finish_reason == common_pb2.FINISH_REASON_STOP
+            assert list(told[0].token_ids) == [5] and not told[0].finish_reason
+            assert [entry.token_id for entry in told[0].logprobs[0].top] == [5, 6] and not told[1].logprobs
+            delivered = asyncio.create_task(channel.wait_delivered())
+            following = asyncio.create_task(next_message(messages))
+            await asyncio.sleep(0)
+            assert not delivered.done()
+            channel.put([], FinishReason.ABORTED, choice_index=0)
+            assert [output.choice_index for output in (await following).outputs] == [0]
+            following = asyncio.create_task(next_message(messages))
+            await asyncio.wait_for(delivered, 2)
+            following.cancel()
+            await asyncio.wait([following])
