@@ -33,12 +33,17 @@ class EngineLost(Unavailable):
 class BatchRunner:
     """Packs and encodes. The two threads work at the same time, each on one batch, in the order of the calls.
 
-    What fails with others is tried again without them, so that an item fails for itself alone.
+    What fails with others is tried again without them, so that an item fails for itself alone. On a GPU the tower has a
+    stream of its own: neither what libraries put on the default stream nor a language model in this process waits for a
+    whole batch.
     """
 
     def __init__(self, loader: PatchLoader, engine: VisionEngine) -> None:
         self._loader = loader
         self._engine = engine
+        self._stream: torch.cuda.Stream | None = None
+        if engine.device.type == "cuda":
+            self._stream = torch.cuda.Stream(engine.device)  # type: ignore[no-untyped-call]
         self._pack_thread = _thread("encoder-pack", engine.device)
         self._engine_thread = _thread("encoder-engine", engine.device)
 
@@ -63,14 +68,14 @@ class BatchRunner:
         return await asyncio.get_running_loop().run_in_executor(thread, work)
 
     def _encode(self, packed: PackedPatches, grids: Sequence[Grid]) -> list[Outcome]:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
             return self._attempt(packed.on_current_stream(), grids)
 
     def _attempt(self, patches: Tensor, grids: Sequence[Grid]) -> list[Outcome]:
         """The whole batch; when that fails its parts: halves when memory ran out, else one by one."""
         try:
             tensors = self._engine.encode(patches, grids)
-            self._wait_for_device()
+            self._finish(tensors)
             return list(tensors)
         except Exception as error:
             # Its frames would keep the memory that the next attempts need.
@@ -90,12 +95,16 @@ class BatchRunner:
             outcomes += self._attempt(patches[start_row : start_row + num_rows], grids[first:end])
         return outcomes
 
-    def _wait_for_device(self) -> None:
-        """Whoever gets the embeddings reads them on streams of their own."""
-        if self._engine.device.type == "cuda":
-            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            done.record()  # type: ignore[no-untyped-call]
-            done.synchronize()  # type: ignore[no-untyped-call]
+    def _finish(self, embeddings: Sequence[Tensor]) -> None:
+        """Waits until they are final: whoever gets them reads them on other streams. In this process that is the
+        default one, so that their memory is not handed out again while it may still read."""
+        if self._stream is None:
+            return
+        for embedding in embeddings:
+            embedding.record_stream(torch.cuda.default_stream(self._engine.device))
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record()  # type: ignore[no-untyped-call]
+        done.synchronize()  # type: ignore[no-untyped-call]
 
 
 def _pack(loader: PatchLoader, media: Sequence[PreparedMedia]) -> PackedPatches:

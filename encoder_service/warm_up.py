@@ -14,7 +14,8 @@ from triptych.v1 import common_pb2
 
 
 def warm_up(engine: VisionEngine, loader: PatchLoader, processing: MediaProcessing) -> None:
-    """Takes a small picture all the way, so that no request pays for code and kernels that load on first use."""
+    """Takes a small picture all the way, so that no request pays for code and kernels that load on first use. Waits
+    until the device is done with it and with all before: the stage computes on streams of its own."""
     image = processing.image
     side = 2 * image.patch_size * image.merge_size
     file = io.BytesIO()

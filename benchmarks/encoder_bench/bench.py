@@ -114,7 +114,10 @@ class EncoderBench:
             "encoder-bench", "random", self.dtype, vision.out_hidden_size, vision.spatial_merge_size, vision.patch_dim
         )
         settings = StageSettings(self.section.model_copy(update=section), self.limits, TransportSection())
-        return EncoderStage(settings, self.engine, self.make_loader(), produced)
+        engine, loader = self.engine, self.make_loader()
+        # The stage's streams do not wait for the one on which weights and tables were made.
+        self.synchronize()
+        return EncoderStage(settings, engine, loader, produced)
 
     def items(self, name: str, files: Sequence[bytes]) -> list[MediaItem]:
         """Pictures of a size as the router sends them."""
