@@ -46,9 +46,9 @@ logger = logging.getLogger(__name__)
 
 _FIRST_UPLOAD_BYTES = 1 << 20
 # Batch sizes whose steps are measured in several ways; those between follow the next of them.
-_TUNED_BATCHES = (1, 64, 128, 256, 8)
+_TUNED_BATCHES = (1, 64, 128)
 # Most seconds for that, kernels compiled for it included, and for the warm-up.
-_MAX_TUNING_S = 7.0
+_MAX_TUNING_S = 4.0
 _MAX_WARM_UP_S = 3.0
 # cuBLAS chooses its kernel by the number of tokens; up to so many it is asked for each 128 of them.
 _FINE_WARM_UP_TOKENS = 4_096

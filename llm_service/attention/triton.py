@@ -163,7 +163,7 @@ class TritonStep:
     _chunk_workspaces: list[DecodeWorkspace] = field(default_factory=list)
 
     def attend_packed(
-        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Sequence[Upcoming] = ()
+        self, layer_index: int, qkv: Tensor, rotary: PackedRotary, upcoming: Upcoming | None = None
     ) -> Tensor:
         """Packed projections [T, (num_heads + 2 * num_kv_heads) * head_dim] to attention [T, num_heads * head_dim]."""
         keys, values = self.cache.layer(layer_index)

@@ -199,7 +199,7 @@ def test_upcoming_weight_changes_nothing() -> None:
     cache = randn(2, max_pages, PAGE_SIZE, 2, HEAD_DIM)
     table = torch.arange(max_pages, device=DEVICE, dtype=torch.int32)[None]
     lengths = torch.full((batch,), 300, dtype=torch.int32, device=DEVICE)
-    weight, second = randn(22_016, 2_048), randn(2_048, 2_048)
+    weight = randn(22_016, 2_048)
     results = []
     for num_bytes in (0, 8 << 20, 16 << 20, 1 << 30):
         workspace = DecodeWorkspace.of(batch, 16, 2, HEAD_DIM, 8, DEVICE)
@@ -208,19 +208,8 @@ def test_upcoming_weight_changes_nothing() -> None:
                 torch.ones(batch, 20 * HEAD_DIM, dtype=DTYPE, device=DEVICE),
                 torch.full((3, batch), 299, device=DEVICE), rotary_table(512, HEAD_DIM, 1e6, DEVICE), SECTIONS,
                 cache[0], cache[1], torch.full((batch,), -1, device=DEVICE), table, lengths, workspace,
-                upcoming=[Upcoming(weight, num_bytes), Upcoming(second, second.nbytes)],
+                upcoming=Upcoming(weight, num_bytes),
             )
         )  # fmt: skip
     torch.cuda.synchronize()
     assert all(torch.equal(result, results[0]) for result in results)
-
-
-@pytest.mark.parametrize("pdl", [False, True])
-def test_a_linear_fetches_the_next_weight(pdl: bool) -> None:
-    """Several in a chain, as in a model: each gives what it gives alone."""
-    states, weight = randn(1, 11_008), randn(2_048, 11_008) * 0.02
-    expected = skinny_linear_reference(states, weight)
-    for num_bytes in (0, weight.nbytes, 1 << 30):
-        for tiling in (SkinnyTiling("vector", 4, 1024, 4, 2), SkinnyTiling("vector", 2, 1024, 2)):
-            upcoming = Upcoming(weight, num_bytes)
-            close(skinny_linear(states, weight, tiling=tiling, upcoming=upcoming, pdl=pdl), expected)

@@ -123,7 +123,7 @@ def test_num_splits_fill_the_gpu_and_stay_within_the_context() -> None:
     assert choose_num_splits(1, 2, 512) == 8
     assert choose_num_splits(1, 2, 32_768) == 64
     assert choose_num_splits(64, 2, 32_768) == 2
-    assert choose_num_splits(256, 2, 32_768) == 2
+    assert choose_num_splits(256, 2, 32_768) == 1
     assert choose_num_splits(1024, 4, 32_768) == 1
 
 

@@ -19,12 +19,12 @@ def test_moves_that_help_are_kept_together() -> None:
         if choice.skinny.upcoming_bytes > 8 << 20:
             raise RuntimeError("no such instruction")
         slower = 0.5 if not choice.pdl else 0.0
-        return 2.0 + slower - 0.1 * (choice.skinny.down is not None) - 0.2 * (choice.skinny.upcoming_bytes > 0)
+        return 2.0 + slower - 0.1 * (choice.skinny.down is not None) - 0.2 * (choice.skinny.qkv is not None)
 
     best = quickest(BASE, moves_of_one(), time_ms, limit_s=10.0)
-    assert best.skinny is not None and best.skinny.down is not None
-    assert best.pdl and best.skinny.pdl and best.skinny.upcoming_bytes == 8 << 20
-    assert best.skinny.qkv is None and best.attention == BASE.attention
+    assert best.skinny is not None and best.skinny.down is not None and best.skinny.qkv is not None
+    assert best.pdl and best.skinny.pdl and best.skinny.upcoming_bytes == 0
+    assert best.skinny.gate_up is None and best.attention == BASE.attention
 
 
 def test_noise_and_a_time_limit_leave_the_base() -> None:
@@ -35,5 +35,5 @@ def test_noise_and_a_time_limit_leave_the_base() -> None:
 
 def test_batches_follow_the_next_larger_one() -> None:
     tuned = {1: BASE, 64: BASE, 128: BASE}
-    assert [nearest(batch, tuned) for batch in (1, 2, 64, 72, 256)] == [1, 64, 64, 128, 128]
+    assert [nearest(batch, tuned) for batch in (1, 2, 64, 72, 256)] == [1, 64, 64, 128, None]
     assert nearest(4, {}) is None

@@ -6,7 +6,6 @@ rotates, stores and attends in one kernel. The launch is the same for every leng
 them. Floor: bytes. 2 * num_kv_heads * head_dim elements per token of context.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,19 +66,24 @@ class DecodePlan:
 
 # Sequences times KV heads up to which programs are few: two on each of 132 multiprocessors, each with much on its way.
 _MAX_FEW_PAIRS = 256
-_MANY_PROGRAMS = 1024
+_MANY_PROGRAMS = 512
 MAX_SPLITS = 64
 
 
 def choose_plan(batch_size: int, num_kv_heads: int, max_context: int) -> DecodePlan:
     """From what is known when a graph is captured. There are no more splits than tiles in the longest context; splits
     that a shorter context leaves empty end at once. The quickest of those measured on an H200 at 1 to 256 sequences of
-    512 to 32,768 tokens: few programs with deep pipelines, or many with shallow ones, of which more fit at a time."""
+    512 to 32,768 tokens: few programs with deep pipelines, or many with shallow ones, of which more fit at a time; for
+    one sequence small tiles."""
     pairs = batch_size * num_kv_heads
     is_few = pairs <= _MAX_FEW_PAIRS
     wanted = -(-_MAX_FEW_PAIRS // pairs) if is_few else _MANY_PROGRAMS // pairs
     num_splits = max(1, min(wanted, -(-max_context // DecodeTiling.block_tokens), MAX_SPLITS))
-    return DecodePlan(num_splits, DecodeTiling(num_stages=5 if is_few else 3), is_merged_by_last=not is_few)
+    if batch_size == 1:
+        tiling = DecodeTiling(block_tokens=32, num_stages=4)
+    else:
+        tiling = DecodeTiling(num_stages=5 if _MAX_FEW_PAIRS // 2 < pairs <= _MAX_FEW_PAIRS else 3)
+    return DecodePlan(num_splits, tiling, is_merged_by_last=not is_few)
 
 
 def choose_num_splits(batch_size: int, num_kv_heads: int, max_context: int) -> int:
@@ -131,7 +135,7 @@ def rotary_decode_attention(
     out: Tensor | None = None,
     is_merged_by_last: bool = True,
     tiling: DecodeTiling | None = None,
-    upcoming: Sequence[Upcoming] = (),
+    upcoming: Upcoming | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """`rotary_and_store` and `paged_decode_attention` in one: `out` [B, num_heads, head_dim] from the packed
@@ -139,7 +143,7 @@ def rotary_decode_attention(
 
     qkv: [B, (num_heads + 2 * num_kv_heads) * head_dim]. positions: int64 [3, B]. table, sections, slot_mapping: as
     `rotary_and_store` takes them. context_lengths: int32 [B], with the new token, which this call stores.
-    upcoming: at most two weights that later kernels read, the first one first: see `prefetch`.
+    upcoming: a weight that a later kernel reads, see `prefetch`.
     """
     batch_size, width = qkv.shape
     num_kv_heads, head_dim = key_cache.shape[-2:]
@@ -166,7 +170,7 @@ def _launch(
     *,
     is_merged_by_last: bool,
     tiling: DecodeTiling | None,
-    upcoming: Sequence[Upcoming] = (),
+    upcoming: Upcoming | None = None,
     pdl: bool,
 ) -> None:
     batch_size, num_heads, head_dim = out.shape
@@ -183,7 +187,7 @@ def _launch(
     positions, table, slot_mapping = (query, query, query) if rotary is None else rotary
     lanes = WARP_LANES * tiling.num_warps
     num_lanes = num_splits * num_kv_heads * batch_size * lanes
-    first, second = (*upcoming, *[Upcoming(query, 0)] * (2 - len(upcoming)))
+    upcoming = Upcoming(query, 0) if upcoming is None else upcoming
     decode_kernel[(num_splits, num_kv_heads, batch_size)](
         query,
         positions,
@@ -196,8 +200,7 @@ def _launch(
         workspace.weighted,
         workspace.logsumexp,
         workspace.arrivals,
-        first.weight,
-        second.weight,
+        upcoming.weight,
         out,
         log2_scale(head_dim),
         query.stride(0),
@@ -216,8 +219,7 @@ def _launch(
         HAS_MERGE_KERNEL=num_splits > 1 and not is_merged_by_last,
         PRECISION=dot_precision(out.dtype),
         LANES=lanes,
-        UPCOMING_BYTES=first.lane_bytes(num_lanes),
-        SECOND_UPCOMING_BYTES=second.lane_bytes(num_lanes),
+        UPCOMING_BYTES=upcoming.lane_bytes(num_lanes),
         PDL=pdl,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,

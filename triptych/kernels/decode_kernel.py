@@ -25,7 +25,6 @@ def decode_kernel(
     partial_logsumexp,
     arrivals,
     upcoming,
-    second_upcoming,
     out,
     log2_scale,
     query_stride,
@@ -45,12 +44,10 @@ def decode_kernel(
     PRECISION: tl.constexpr,
     LANES: tl.constexpr,
     UPCOMING_BYTES: tl.constexpr,
-    SECOND_UPCOMING_BYTES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
     fetch_upcoming(upcoming, program, LANES, UPCOMING_BYTES)
-    fetch_upcoming(second_upcoming, program, LANES, SECOND_UPCOMING_BYTES)
     wait_for_previous(PDL)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     split = tl.program_id(0)

@@ -1,8 +1,9 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-not-found,import-untyped"
-"""Weights that a later kernel reads, on their way into the L2 cache while this one leaves the memory idle.
+"""A weight that a later kernel reads, on its way into the L2 cache while this one leaves the memory idle.
 
-A step of one token is a chain of short kernels. At each boundary the memory idles for about 2 microseconds, and during
-the attention for some 6: 25 MB could come in that time. Needs compute capability 9.0.
+The attention of one token leaves it idle for some 6 microseconds. On an H200 8 to 16 MB of the gate_up weight fetched
+meanwhile make a step of one token 2 percent shorter. The o weight fetched before it, or the next qkv weight at the end
+of down, made it longer: they delay what is needed first. Needs compute capability 9.0.
 """
 
 from dataclasses import dataclass

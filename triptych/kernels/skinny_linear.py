@@ -20,7 +20,6 @@ from triptych.kernels.activation import silu_and_mul_reference
 from triptych.kernels.launch import launch_options, power_of_two_at_least, wait_for_previous
 from triptych.kernels.norm import rms_norm_reference
 from triptych.kernels.paged import dot_precision
-from triptych.kernels.prefetch import WARP_LANES, Upcoming, fetch_upcoming
 
 MAX_TOKENS = 16
 _MAX_VECTOR_TOKENS = 4
@@ -58,14 +57,12 @@ def skinny_linear(
     is_gated: bool = False,
     out: Tensor | None = None,
     tiling: SkinnyTiling | None = None,
-    upcoming: Upcoming | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """`out` [T, N] = residual + linear(norm(states)) for T <= 16 tokens; `states` [T, K], contiguous.
 
     weight: [N, K], or [2 * N, K] when gated, gates first: then out = silu(gate) * up. bias: [rows of weight].
     weight_scales: float32 [rows of weight], what a weight in e4m3 is to be multiplied with (vector kernel).
-    upcoming: a weight that the next kernel reads, see `prefetch` (vector kernel).
     residual: [T, N]; may be `out`. norm_weight: [K] turns the RMSNorm before on. Sums are float32; what is folded in is
     rounded less often than separate kernels would round it.
     """
@@ -79,18 +76,15 @@ def skinny_linear(
         return out
     tiling = choose_tiling(num_tokens, is_gated) if tiling is None else tiling
     is_vector = tiling.kind == "vector"
-    assert is_vector or (weight_scales is None and upcoming is None)
+    assert is_vector or weight_scales is None
     kernel = _vector_kernel if is_vector else _matrix_kernel
-    num_programs, lanes = triton.cdiv(num_outputs, tiling.block_out), WARP_LANES * tiling.num_warps
-    upcoming = Upcoming(states, 0) if upcoming is None else upcoming
-    kernel[(num_programs,)](
+    kernel[(triton.cdiv(num_outputs, tiling.block_out),)](
         states,
         weight,
         weight if bias is None else bias,
         weight if weight_scales is None else weight_scales,
         states if residual is None else residual,
         states if norm_weight is None else norm_weight,
-        upcoming.weight,
         out,
         eps,
         NUM_TOKENS=num_tokens,
@@ -106,8 +100,6 @@ def skinny_linear(
         BLOCK_IN=tiling.block_in,
         PRECISION=dot_precision(states.dtype),
         IS_FAR_AHEAD=is_vector and tiling.num_stages > 1,
-        LANES=lanes,
-        UPCOMING_BYTES=upcoming.lane_bytes(num_programs * lanes),
         PDL=pdl,
         num_warps=tiling.num_warps,
         num_stages=1 if is_vector else tiling.num_stages,
@@ -175,11 +167,11 @@ def _load_rows(rows, columns, is_output, NUM_INPUTS: tl.constexpr):
 
 @triton.jit
 def _vector_kernel(
-    states, weight, bias, weight_scales, residual, norm_weight, upcoming, out, eps,
+    states, weight, bias, weight_scales, residual, norm_weight, out, eps,
     NUM_TOKENS: tl.constexpr, NUM_OUTPUTS: tl.constexpr, NUM_INPUTS: tl.constexpr, IS_GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, PRECISION: tl.constexpr,
-    IS_FAR_AHEAD: tl.constexpr, LANES: tl.constexpr, UPCOMING_BYTES: tl.constexpr, PDL: tl.constexpr,
+    IS_FAR_AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # Tiles are [token, output, input].
     tokens = tl.arange(0, BLOCK_TOKENS)[:, None, None]
@@ -224,8 +216,6 @@ def _vector_kernel(
         if IS_GATED:
             up_total += up.to(tl.float32) * values
 
-    # All of this weight is on its way: what comes next fills the time until the next kernel can ask for it.
-    fetch_upcoming(upcoming, tl.program_id(0), LANES, UPCOMING_BYTES)
     token_rows = tl.arange(0, BLOCK_TOKENS)[:, None]
     output_columns = (tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT))[None, :]
     up_sum = tl.sum(up_total, axis=2) if IS_GATED else 0.0
@@ -239,11 +229,11 @@ def _vector_kernel(
 
 @triton.jit
 def _matrix_kernel(
-    states, weight, bias, weight_scales, residual, norm_weight, upcoming, out, eps,
+    states, weight, bias, weight_scales, residual, norm_weight, out, eps,
     NUM_TOKENS: tl.constexpr, NUM_OUTPUTS: tl.constexpr, NUM_INPUTS: tl.constexpr, IS_GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, PRECISION: tl.constexpr,
-    IS_FAR_AHEAD: tl.constexpr, LANES: tl.constexpr, UPCOMING_BYTES: tl.constexpr, PDL: tl.constexpr,
+    IS_FAR_AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # The weight is the left operand: its rows fill the 16 rows of the matrix units, the tokens are padded to 16
     # columns.
