@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 from PIL import Image
@@ -89,6 +92,20 @@ async def test_three_stages_answer_a_picture_and_hold_what_they_should(system: S
         assert info.multimodal_disaggregated
         assert info.weights.num_visual_parameters == 0 and info.weights.num_language_parameters > 0
     assert set(route.embedding_lanes) <= {"shm", "grpc"} and route.kv_lane in ("shm", "grpc")
+
+
+async def test_the_http_port_answers_too(system: System) -> None:
+    picture = Image.effect_mandelbrot((112, 84), (-2.0, -1.5, 1.0, 1.5), 20).convert("RGB")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": NUM_TOKENS, "ignore_eos": True}
+    async with httpx2.AsyncClient(base_url=system.server.http_endpoint, timeout=60.0, trust_env=False) as client:
+        assert (await client.get("/ready")).status_code == 200
+        answer = (await client.post("/v1/chat/completions", json=body)).json()
+    assert answer["choices"][0]["message"]["content"] == (await system.ask()).text
+    assert answer["usage"]["completion_tokens"] == NUM_TOKENS
 
 
 async def test_scale_up_and_down_while_it_runs(system: System) -> None:
