@@ -62,10 +62,8 @@ class Constraint:
             return None
         form = message.constraint.WhichOneof("form")
         if form is None or (form == "json_object" and not message.constraint.json_object):
-            raise InvalidRequest(
-                f"{FIELD} is empty, expected one of {', '.join(Form)}",
-                field=FIELD if form is None else f"{FIELD}.{form}",
-            )
+            field = FIELD if form is None else f"{FIELD}.{form}"
+            raise InvalidRequest(f"{field} asks for no form, expected one of {', '.join(Form)}", field=field)
         texts: tuple[str, ...] = ()
         if form == "choices":
             texts = tuple(message.constraint.choices.texts)

@@ -14,6 +14,7 @@ from form_helpers import TOKENS, VOCAB_SIZE, text_of, write_tokenizer
 from llm_service.answer_form import AnswerForm, AnswerForms, without
 from llm_service.prompt import Prompt
 from llm_service.sequence import FinishReason, Sequence
+from triptych.config import BUILT_IN_MODEL
 from triptych.constraint import Constraint, Form
 from triptych.errors import InvalidRequest
 from triptych.sampling import SamplingParameters
@@ -134,14 +135,21 @@ async def test_greedy_follows_the_likeliest_allowed(model: Model, make_engine: M
         (Constraint(Form.JSON_SCHEMA, ('{"type": "objekt"}',)), "json_schema"),
         (Constraint(Form.JSON_SCHEMA, ('{"$ref": "http://example.com/schema"}',)), "json_schema"),
         (Constraint(Form.JSON_SCHEMA, ("false",)), "json_schema"),
-        # More alternatives at once than a mask may take time for.
-        (Constraint(Form.JSON_SCHEMA, (many_alternatives(),)), "json_schema"),
     ],
 )
 async def test_bad_forms_are_told_by_field(forms: AnswerForms, constraint: Constraint, field: str) -> None:
     with pytest.raises(InvalidRequest, match=field) as caught:
         await forms.make(constraint)
     assert caught.value.field == f"sampling.constraint.{field}"
+
+
+@pytest.mark.parametrize("form", [Form.JSON_SCHEMA, Form.REGEX])
+async def test_forms_too_intricate_for_a_step_are_refused(form: Form) -> None:
+    """With the vocabulary of a real tokenizer, in which a token may go deep into the form."""
+    text = many_alternatives() if form is Form.JSON_SCHEMA else "a{100000}{100}"
+    with pytest.raises(InvalidRequest, match=form) as caught:
+        await AnswerForms(BUILT_IN_MODEL, 1_024, [1_004]).make(Constraint(form, (text,)))
+    assert caught.value.field == f"sampling.constraint.{form}"
 
 
 async def test_tokens_that_are_not_of_the_form_are_refused(forms: AnswerForms) -> None:
