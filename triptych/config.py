@@ -112,7 +112,7 @@ class EncoderSection(ActorSection):
         "used, else torch), fused, tensorrt or torch.",
     )
     max_graph_patches: int = Field(
-        2_048, ge=0, description="Batches of at most so many patches run as captured CUDA graphs (fused); 0: none."
+        8_192, ge=0, description="Batches of at most so many patches run as captured CUDA graphs (fused); 0: none."
     )
     max_pending_patches: int = Field(
         262_144, ge=1, description="Admission: patches waiting or running; over it RESOURCE_EXHAUSTED."
@@ -298,6 +298,12 @@ class RouterSection(Section):
         gt=0,
         description="Tokens that requests may grow to, as a multiple of those the KV caches hold: most answers end "
         "before max_tokens.",
+    )
+    max_chunks_per_s: float = Field(
+        4_000.0,
+        gt=0,
+        description="Chunks that a router process sends in a second, about: when more answers run each gets its tokens "
+        "in fewer, larger chunks.",
     )
     circuit_failures: int = Field(
         3, ge=1, description="An actor that fails so many requests in a row gets no new ones for a while."

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
+from math import isqrt
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from triptych.models.qwen2_5_vl.vision.fused import FusedVisionTower
 from triptych.models.qwen2_5_vl.vision.graphs import VisionGraphs
 from triptych.models.qwen2_5_vl.vision.tower import check_patches
 from triptych.models.qwen2_5_vl.weights import load_vision_tower
+
+# A picture of 896 x 896 px: larger ones take the same kernels.
+MIN_WARM_UP_PATCHES = 4_096
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class FusedVisionEngine:
         self.device = self.tower.device
         self._graphs = VisionGraphs(self.tower, max_graph_patches)
         self._graphs.capture(_log_progress)
+        self._warm_up(max_graph_patches)
 
     @classmethod
     def load(cls, source: EngineSource) -> "FusedVisionEngine":
@@ -71,6 +76,14 @@ class FusedVisionEngine:
 
     def activation_bytes(self, num_patches: int) -> int:
         return self.tower.activation_bytes(num_patches)
+
+    @torch.inference_mode()
+    def _warm_up(self, max_graph_patches: int) -> None:
+        """One square picture that has no graph, so that no request waits for kernels that load on first use."""
+        side = 2 * (isqrt(max(max_graph_patches, MIN_WARM_UP_PATCHES)) // 2 + 1)
+        patches = torch.zeros(side * side, self.tower.config.patch_dim, dtype=self.dtype, device=self.device)
+        self.tower.forward(patches, [Grid(1, side, side)])
+        torch.cuda.synchronize(self.device)
 
     def weights(self) -> WeightCount:
         """Parameters as in the checkpoint; bytes with the zeros that fill them up."""

@@ -51,9 +51,9 @@ def test_window_attention(head_dim: int, is_half: bool, device: torch.device, ha
     starts = torch.tensor([0, 16, 20, 20, 32, 48], dtype=torch.int32, device=device)
     rotated = rotate_query_and_key_reference(qkv, cos, sin, head_dim)[:48]
     expected = segment_attention_reference(rotated, [length for length in lengths if length], head_dim)
-    for heads_per_program in (1, 2):
+    for tiling in (WindowTiling(), WindowTiling(1, 4, 1)):
         out = torch.full((52, 4 * head_dim), torch.nan, dtype=qkv.dtype, device=device)
-        window_attention(qkv, cos, sin, starts, 16, head_dim, out=out, tiling=WindowTiling(heads_per_program))
+        window_attention(qkv, cos, sin, starts, 16, head_dim, out=out, tiling=tiling)
         close(out[:48], expected)
         assert bool(out[48:].isnan().all())
 
@@ -67,7 +67,7 @@ def test_full_attention(head_dim: int, is_half: bool, device: torch.device, half
     rows = [[164, 164, 168], [0, TILE_ROWS, 164], [0, 0, 164], [0, 0, 0], [168, 168, 232]]
     tiles = torch.tensor(rows, dtype=torch.int32, device=device)
     expected = segment_attention_reference(qkv, lengths, head_dim)
-    for tiling in (FullTiling(), FullTiling(block_keys=32, num_warps=8, num_stages=2)):
+    for tiling in (FullTiling(), FullTiling(32, 4, 2, is_peeled=False)):
         out = torch.full((sum(lengths), 2 * head_dim), torch.nan, dtype=qkv.dtype, device=device)
         full_attention(qkv, tiles, head_dim, out=out, tiling=tiling)
         close(out, expected)

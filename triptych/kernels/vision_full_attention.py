@@ -18,11 +18,13 @@ from triptych.kernels.vision_window_attention import LOG2_E
 
 @dataclass(frozen=True)
 class FullTiling:
-    """Keys that a program takes at a time, its warps, and how many steps are loaded ahead."""
+    """Keys that a program takes at a time, its warps, and how many steps are loaded ahead. is_peeled: the last keys,
+    which may be fewer, are taken before all others, so that the loop needs no mask."""
 
     block_keys: int = 64
-    num_warps: int = 4
+    num_warps: int = 8
     num_stages: int = 3
+    is_peeled: bool = True
 
 
 def full_attention(
@@ -56,6 +58,7 @@ def full_attention(
         HIGH=high,
         BLOCK_ROWS=TILE_ROWS,
         BLOCK_KEYS=tiling.block_keys,
+        IS_PEELED=tiling.is_peeled,
         PDL=pdl,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
@@ -121,6 +124,7 @@ def _full_attention_kernel(
     HIGH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
+    IS_PEELED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     wait_for_previous(PDL)
@@ -144,16 +148,18 @@ def _full_attention_kernel(
         total = tl.zeros([BLOCK_ROWS], tl.float32)
         sum_low = tl.zeros([BLOCK_ROWS, LOW], tl.float32)
         sum_high = tl.zeros([BLOCK_ROWS, HIGH if HIGH else 16], tl.float32)
-        whole_end = start + (end - start) // BLOCK_KEYS * BLOCK_KEYS
-        for first in range(start, whole_end, BLOCK_KEYS):
+        loop_end = end
+        # No step in a branch after the loop: its results were wrong on an H200 (Triton 3.6).
+        if IS_PEELED:
+            loop_end = start + (end - start - 1) // BLOCK_KEYS * BLOCK_KEYS
+            highest, total, sum_low, sum_high = _attend(
+                query_low, query_high, key, value, loop_end, end, scale, highest, total, sum_low, sum_high,
+                HIDDEN, HEAD_DIM, LOW, HIGH, BLOCK_KEYS, False,
+            )  # fmt: skip
+        for first in range(start, loop_end, BLOCK_KEYS):
             highest, total, sum_low, sum_high = _attend(
                 query_low, query_high, key, value, first, end, scale, highest, total, sum_low, sum_high,
-                HIDDEN, HEAD_DIM, LOW, HIGH, BLOCK_KEYS, True,
-            )  # fmt: skip
-        if whole_end < end:
-            highest, total, sum_low, sum_high = _attend(
-                query_low, query_high, key, value, whole_end, end, scale, highest, total, sum_low, sum_high,
-                HIDDEN, HEAD_DIM, LOW, HIGH, BLOCK_KEYS, False,
+                HIDDEN, HEAD_DIM, LOW, HIGH, BLOCK_KEYS, IS_PEELED,
             )  # fmt: skip
         inverse_total = (1.0 / total)[:, None]
         store_block(out + head * HEAD_DIM, sum_low * inverse_total, rows, is_row, HIDDEN, 0, LOW, HEAD_DIM)

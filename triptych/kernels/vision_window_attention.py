@@ -5,6 +5,7 @@ Floor: bytes. The packed qkv is read once and the result written once, 4 * T * h
 """
 
 from dataclasses import dataclass
+from math import gcd
 
 import triton
 import triton.language as tl
@@ -18,11 +19,11 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class WindowTiling:
-    """Heads that a program takes one after the other, its warps, and how many of its heads are loaded ahead."""
+    """The most heads that a program takes one after the other, its warps, and in how many stages they are loaded."""
 
-    heads_per_program: int = 1
+    heads_per_program: int = 4
     num_warps: int = 4
-    num_stages: int = 1
+    num_stages: int = 2
 
 
 def window_attention(
@@ -44,11 +45,10 @@ def window_attention(
     window.
     """
     tiling = tiling or WindowTiling()
-    heads_per_program = tiling.heads_per_program
     hidden = qkv.shape[1] // 3
     num_heads = hidden // head_dim
+    heads_per_program = gcd(num_heads, tiling.heads_per_program)
     assert qkv.is_contiguous() and out.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()
-    assert num_heads % heads_per_program == 0
     low, high = head_blocks(head_dim)
     _window_attention_kernel[((len(cu_seqlens) - 1) * (num_heads // heads_per_program),)](
         qkv,
