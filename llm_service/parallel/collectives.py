@@ -65,13 +65,13 @@ class TorchCollectives:
     def all_reduce(self, tensor: Tensor) -> None:
         """Replaces the tensor by its sum over the ranks, the same bits on each."""
         options = _in_order(_dist.AllreduceOptions())
-        self._run(self._backend.allreduce, [tensor], options)
+        self._run("allreduce", [tensor], options)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """[size, *tensor.shape]: the tensor of every rank."""
         gathered = tensor.new_empty((self.size, *tensor.shape))
         options = _in_order(_dist.AllgatherOptions())
-        self._run(self._backend._allgather_base, gathered.flatten(), tensor.contiguous().flatten(), options)
+        self._run("_allgather_base", gathered.flatten(), tensor.contiguous().flatten(), options)
         return gathered
 
     def min_of(self, number: int) -> int:
@@ -82,28 +82,37 @@ class TorchCollectives:
     def broadcast(self, tensor: Tensor) -> None:
         """The leader's values to everybody's tensor."""
         options = _in_order(_dist.BroadcastOptions())
-        self._run(self._backend.broadcast, [_bytes(tensor)], options)
+        self._run("broadcast", [_bytes(tensor)], options)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """On the leader the tensor of every rank, all of one shape; elsewhere nothing."""
         options = _in_order(_dist.GatherOptions())
         parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == LEADER else []
-        self._run(self._backend.gather, [[_bytes(part) for part in parts]] if parts else [], [_bytes(tensor)], options)
+        self._run("gather", [[_bytes(part) for part in parts]] if parts else [], [_bytes(tensor)], options)
         return parts
 
     def scatter(self, out: Tensor, parts: Sequence[Tensor] = ()) -> None:
         """Fills `out` on every rank with its part; the leader brings them, all of the shape of `out`."""
         options = _in_order(_dist.ScatterOptions())
-        self._run(self._backend.scatter, [_bytes(out)], [[_bytes(part) for part in parts]] if parts else [], options)
+        self._run("scatter", [_bytes(out)], [[_bytes(part) for part in parts]] if parts else [], options)
 
     def abort(self) -> None:
-        """Ends what is under way, here alone; nothing works afterwards. From any thread."""
-        if hasattr(self._backend, "abort"):
-            self._backend.abort()
+        """From any thread: ends what a GPU is at; nothing works afterwards. What waits in Gloo goes on to wait, until
+        the other side closes or dies."""
+        backend = self._backend
+        if backend is not None and self.device.type == "cuda":
+            backend.abort()
 
-    def _run(self, operation: Any, *arguments: Any) -> None:
+    def close(self) -> None:
+        """By the thread that used it, or after that: the other ranks notice."""
+        self.abort()
+        self._backend = None
+
+    def _run(self, name: str, *arguments: Any) -> None:
+        if self._backend is None:
+            raise Unavailable(f"rank {self.rank} has left the group")
         try:
-            work = operation(*arguments)
+            work = getattr(self._backend, name)(*arguments)
             if work is not None:
                 work.wait()
         except torch.AcceleratorError:

@@ -81,6 +81,7 @@ class Follower:
             logger.exception("rank %d of the group fails", self._collectives.rank)
         finally:
             self._watch.close()
+            self._collectives.close()
             try:
                 # What tells the leader.
                 self._stream.shutdown(socket.SHUT_RDWR)

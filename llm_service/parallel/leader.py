@@ -109,6 +109,7 @@ class LeaderLink:
         self._end_streams()
         for stream in self._streams.values():
             stream.close()
+        self.collectives.close()
 
     def _end_streams(self) -> None:
         for stream in self._streams.values():
