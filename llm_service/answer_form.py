@@ -17,8 +17,9 @@ from triptych.models_folder import resolve_model_folder
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-# What computing one mask may cost: the engine waits for it. About a tenth of llguidance's own limits.
-_STEP_FUEL, _STEP_ITEMS = 50_000, 20_000
+# What reading a grammar and computing one mask may cost, in the library's units, parts of what it would allow: the
+# engine waits for masks. Repetitions in repetitions, unfolded, take a second with its own limits.
+_INITIAL_FUEL, _STEP_FUEL, _STEP_ITEMS = 100_000, 50_000, 20_000
 _NUM_KEPT_GRAMMARS = 64
 _NUM_COMPILERS = 2
 _BITS = 32
@@ -64,7 +65,9 @@ class AnswerForm:
 
     def fork(self) -> AnswerForm:
         """The same state, for another answer."""
-        return AnswerForm(self._matcher.deep_copy(), self._constraint)
+        fork = AnswerForm(self._matcher.deep_copy(), self._constraint)
+        fork._mask = self._mask
+        return fork
 
     def _error(self) -> InvalidRequest:
         return self._constraint.refused(self._matcher.get_error())
@@ -115,7 +118,9 @@ class AnswerForms:
 
         if self._tokenizer is None:
             self._tokenizer = self._load_tokenizer()
-        limits = LLParserLimits(step_lexer_fuel=_STEP_FUEL, step_max_items=_STEP_ITEMS)
+        limits = LLParserLimits(
+            initial_lexer_fuel=_INITIAL_FUEL, step_lexer_fuel=_STEP_FUEL, step_max_items=_STEP_ITEMS
+        )
         form = AnswerForm(LLMatcher(self._tokenizer, constraint.grammar, log_level=0, limits=limits), constraint)
         form.check()
         form.mask()
