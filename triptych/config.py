@@ -220,7 +220,7 @@ class StagesSection(Section):
 
 class TransportSection(Section):
     lanes: tuple[str, ...] = Field(
-        ("local", "shm", "grpc"), description="Lanes allowed, best first. One name forces it."
+        ("shm", "grpc"), description="Lanes allowed, best first. One name forces it."
     )
     shared_memory_bytes: int = Field(
         512 * MIB, ge=0, description="Slab a producer may fill under /dev/shm; 0 turns shm off."

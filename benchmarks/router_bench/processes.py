@@ -63,16 +63,18 @@ def _received(pipe: Connection) -> str:
 
 def _run_stub(pipe: Connection, step_s: float) -> None:
     from benchmarks.router_bench.stub_stage import serve_stub
+    from router import event_loop
 
     async def serve() -> None:
         _server, endpoint = await serve_stub(step_s)
         pipe.send_bytes(endpoint.encode())
         await asyncio.Event().wait()
 
-    _run(serve())
+    event_loop.run(serve())
 
 
 def _run_router(pipe: Connection, stub_endpoint: str) -> None:
+    from router import event_loop
     from router.api.answering import AnsweringService
     from router.api.inference_service import InferenceService
     from router.control.membership import Member, Membership, StageName
@@ -111,7 +113,7 @@ def _run_router(pipe: Connection, stub_endpoint: str) -> None:
             question = await asyncio.to_thread(pipe.recv_bytes)
             pipe.send_bytes(str(_answer(question.decode())).encode())
 
-    _run(serve())
+    event_loop.run(serve())
 
 
 def _answer(question: str) -> float:
@@ -120,13 +122,3 @@ def _answer(question: str) -> float:
         return usage.ru_utime + usage.ru_stime
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return float(pages * resource.getpagesize())
-
-
-def _run(main: object) -> None:
-    """As in the real processes: uvloop where it is installed."""
-    try:
-        import uvloop
-
-        uvloop.run(main)
-    except ImportError:
-        asyncio.run(main)  # type: ignore[arg-type]

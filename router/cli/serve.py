@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -10,6 +9,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from router import event_loop
 from router.cli.progress import StartProgress
 from router.control.cluster import Cluster
 from router.control.listen_address import check_listen_address
@@ -33,7 +33,7 @@ def run_serve(config: DeploymentConfig, *, show_logs: bool) -> int:
             )
             with Cluster.open(config, show_logs=show_logs) as cluster:
                 try:
-                    asyncio.run(_serve(config, cluster, progress, console))
+                    event_loop.run(_serve(config, cluster, progress, console))
                 finally:
                     _end_at_once_on_signals(cluster)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from router.dispatch.admission.stage_room import applicant, stage_room
 from router.dispatch.answer_text import AnswerText
 from router.dispatch.channel_sweeper import ChannelSweeper
 from router.dispatch.choice_answer import ChoiceAnswer
+from router.dispatch.chunk_pace import ChunkPace
 from router.dispatch.generation import Generation, WalkResources
 from router.dispatch.loads import LoadLedger
 from router.dispatch.placer import Placer, PlacerSettings
@@ -53,6 +54,7 @@ class Dispatcher:
             calls=StageCalls(channels, membership),
             streams=StepStreams(channels, membership),
             loads=self._loads,
+            pace=ChunkPace(config.router.max_chunks_per_s),
             tickets=TicketMaker(text, config.stages.prefill.page_size, config.transport.lease_s),
         )
 

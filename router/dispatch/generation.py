@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from router.dispatch.chunk_pace import ChunkPace
 from router.dispatch.loads import LoadLedger
 from router.dispatch.placement import Placement
 from router.dispatch.placer import Placer
@@ -39,6 +40,7 @@ class WalkResources:
     streams: StepStreams
     loads: LoadLedger
     tickets: TicketMaker
+    pace: ChunkPace
 
 
 class Generation:
@@ -160,7 +162,7 @@ class Generation:
 
     async def _run_walk(self, avoid: set[str]) -> RunningWalk:
         """A walk under way: the first, or where encoders are unusually slow the first of two that has tokens."""
-        running = RunningWalk(self._walk_of(await self._place(avoid)), self._request.sampling.n, self._deadline)
+        running = self._begin(await self._place(avoid))
         self._walk = running.walk
         delay_s = self._resources.placer.hedge_delay_s(self._request, running.walk.record.placement)
         if delay_s is None:
@@ -169,8 +171,7 @@ class Generation:
         async def begin_second() -> RunningWalk:
             logger.info("request %s: no tokens after %.3f s, hedged", self._request.request_id, delay_s)
             slow = {member.actor_id for member in running.walk.record.placement.encoders}
-            walk = self._walk_of(await self._place(avoid | slow))
-            return RunningWalk(walk, self._request.sampling.n, self._deadline)
+            return self._begin(await self._place(avoid | slow))
 
         chosen = await first_with_tokens(running, delay_s, begin_second)
         self._walk = chosen.walk
@@ -179,12 +180,13 @@ class Generation:
     async def _place(self, avoid: set[str]) -> Placement:
         return await self._resources.placer.place(self._request, self._deadline, avoid)
 
-    def _walk_of(self, placement: Placement) -> Walk:
+    def _begin(self, placement: Placement) -> RunningWalk:
         resources = self._resources
         requests = StageRequests.make(
             self._request, self._token_ids[0], placement, resources.tickets, resources.streams.router_id
         )
-        return Walk(requests, placement, resources.calls, resources.streams, resources.loads)
+        walk = Walk(requests, placement, resources.calls, resources.streams, resources.loads)
+        return RunningWalk(walk, self._request.sampling.n, self._deadline, resources.pace)
 
 
 async def _forward(part: Generation, choice_index: int, output: TokenQueue) -> None:

@@ -28,6 +28,9 @@ from triptych.sampling import SamplingParameters
 from triptych.transport.ticket import new_id
 from triptych.v1 import common_pb2, inference_pb2
 
+# A text up to that long is prepared on the event loop.
+_QUICK_PARTS, _QUICK_CHARACTERS = 16, 2_000
+
 
 class Preparation:
     """Prepares requests on threads of its own; the event loop only waits."""
@@ -45,6 +48,9 @@ class Preparation:
     async def prepare(self, request: inference_pb2.GenerateRequest) -> PreparedRequest:
         """Raises InvalidRequest, RequestTooLarge or NotFound, whose field is the path of what is wrong in the request,
         as `messages[1].parts[0].image.data`."""
+        if _is_quick(request):
+            # The way to a thread and back would take longer.
+            return self.prepare_now(request)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.prepare_now, request)
 
     def prepare_now(self, request: inference_pb2.GenerateRequest) -> PreparedRequest:
@@ -140,6 +146,17 @@ class Preparation:
             "(of the model, or stages.*.max_context_tokens where that is set)",
             field="messages",
         )
+
+
+def _is_quick(request: inference_pb2.GenerateRequest) -> bool:
+    """A short text: tokenized within a fraction of a millisecond. A grammar may take long."""
+    parts = [part for message in request.messages for part in message.parts]
+    return (
+        len(parts) <= _QUICK_PARTS
+        and all(part.WhichOneof("part") == "text" for part in parts)
+        and sum(len(part.text) for part in parts) <= _QUICK_CHARACTERS
+        and not request.sampling.HasField("constraint")
+    )
 
 
 def max_context_tokens(config: DeploymentConfig, model: ModelConfig) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from router.dispatch.chunk_pace import ChunkPace
 from router.dispatch.token_queue import TokenQueue, Tokens
 from router.dispatch.walk import Walk
 from triptych.rpc.deadline import Deadline
@@ -13,8 +15,9 @@ from triptych.rpc.deadline import Deadline
 class RunningWalk:
     """Begins at once. `end` it in any case."""
 
-    def __init__(self, walk: Walk, num_choices: int, deadline: Deadline) -> None:
+    def __init__(self, walk: Walk, num_choices: int, deadline: Deadline, pace: ChunkPace) -> None:
         self.walk = walk
+        self._pace = pace
         self._output = TokenQueue(range(num_choices))
         self._task = asyncio.create_task(self._run(deadline))
 
@@ -23,17 +26,24 @@ class RunningWalk:
         await self._output.wait()
 
     async def tokens(self) -> AsyncGenerator[Tokens, None]:
-        """Until the last of every answer."""
-        while not self._output.is_done:
-            tokens = await self._output.take()
-            if self._output.is_done:
-                await self._task
-            yield tokens
+        """Until the last of every answer; the first at once, later ones as the pace allows."""
+        self._pace.begin_answer()
+        try:
+            while not self._output.is_done:
+                tokens = await self._output.take()
+                taken_s = time.monotonic()
+                if self._output.is_done:
+                    await self._task
+                yield tokens
+                await self._output.settle(taken_s + self._pace.interval_s - time.monotonic())
+        finally:
+            self._pace.end_answer()
 
     async def end(self) -> None:
         """Cancels what still runs and waits for it."""
         self._task.cancel()
         await asyncio.wait([self._task])
+        self.walk.close()
 
     async def _run(self, deadline: Deadline) -> None:
         try:

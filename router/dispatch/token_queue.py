@@ -55,6 +55,7 @@ class TokenQueue:
         self._unfinished = set(choices)
         self._error: Exception | None = None
         self._changed = asyncio.Event()
+        self._settled: asyncio.Future[None] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -68,6 +69,7 @@ class TokenQueue:
         self._pending.setdefault(tokens.choice_index, _Pending()).add(tokens)
         if tokens.is_last:
             self._unfinished.discard(tokens.choice_index)
+            self._settle_when_ended()
         self._changed.set()
 
     def fail(self, error: Exception) -> None:
@@ -75,6 +77,19 @@ class TokenQueue:
         if self._unfinished and self._error is None:
             self._error = error
             self._changed.set()
+            self._settle_when_ended()
+
+    async def settle(self, delay_s: float) -> None:
+        """Lets tokens gather: returns after `delay_s`, or as soon as nothing more will come."""
+        if delay_s <= 0 or self._has_ended:
+            return
+        loop = asyncio.get_running_loop()
+        self._settled = settled = loop.create_future()
+        timer = loop.call_later(delay_s, _wake, settled)
+        try:
+            await settled
+        finally:
+            timer.cancel()
 
     async def wait(self) -> None:
         """Returns when there is something to take; raises what `fail` was given when nothing is and will be."""
@@ -91,3 +106,16 @@ class TokenQueue:
         index = next(iter(self._pending))
         taken = self._pending.pop(index)
         return Tokens(tuple(taken.token_ids), taken.finish_reason, index, tuple(taken.logprobs))
+
+    @property
+    def _has_ended(self) -> bool:
+        return not self._unfinished or self._error is not None
+
+    def _settle_when_ended(self) -> None:
+        if self._settled is not None and self._has_ended:
+            _wake(self._settled)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -28,7 +28,10 @@ Leg = asyncio.Task[None]
 
 
 class Walk:
-    """One attempt at a request on the actors of one placement. `record` says how far it came, at any time."""
+    """One attempt at a request on the actors of one placement. `record` says how far it came, at any time.
+
+    Holds its load on them from now on: `run` it, or `close` it.
+    """
 
     def __init__(
         self, requests: StageRequests, placement: Placement, calls: StageCalls, streams: StepStreams, loads: LoadLedger
@@ -40,6 +43,19 @@ class Walk:
         self._streams = streams
         self._loads = loads
         self._stopped: set[int] = set()
+        # Taken at once: whoever is placed next must see them.
+        self._held = ExitStack()
+        self._patches = [self._hold(share.encoder, Load(num_patches=share.num_patches)) for share in requests.shares]
+        own_patches = 0 if requests.shares else requests.num_patches
+        self._prompt = self._hold(
+            placement.first_language_actor,
+            Load(num_patches=own_patches, num_prompt_tokens=requests.num_prompt_tokens),
+        )
+        self._hold(placement.decode, Load(num_kv_tokens=requests.num_kv_tokens, num_requests=1))
+
+    def close(self) -> None:
+        """Gives the loads back, of a walk that was never run as well; idempotent."""
+        self._held.close()
 
     def stop_choice(self, choice_index: int) -> None:
         """This answer is long enough, while others go on: its last tokens are to come soon."""
@@ -54,17 +70,8 @@ class Walk:
         """
         requests, placement = self._requests, self._placement
         with ExitStack() as held:
+            held.callback(self.close)
             held.callback(self._release_tickets)
-            patches = [
-                self._hold(held, share.encoder, Load(num_patches=share.num_patches)) for share in requests.shares
-            ]
-            own_patches = 0 if requests.shares else requests.num_patches
-            prompt = self._hold(
-                held,
-                placement.first_language_actor,
-                Load(num_patches=own_patches, num_prompt_tokens=requests.num_prompt_tokens),
-            )
-            self._hold(held, placement.decode, Load(num_kv_tokens=requests.num_kv_tokens, num_requests=1))
             steps = held.enter_context(
                 self._streams.subscribe(placement.decode, requests.walk_id, requests.num_choices)
             )
@@ -72,13 +79,13 @@ class Walk:
                 async with asyncio.TaskGroup() as group:
                     legs = [
                         group.create_task(self._encode(share, load, deadline))
-                        for share, load in zip(requests.shares, patches, strict=True)
+                        for share, load in zip(requests.shares, self._patches, strict=True)
                     ]
                     if requests.prefill is not None:
                         legs.append(group.create_task(self._prefill(requests.prefill, tuple(legs), output, deadline)))
                     before_decode = tuple(legs)
                     legs.append(group.create_task(self._decode(before_decode, deadline)))
-                    await self._forward(steps, before_decode, output, prompt)
+                    await self._forward(steps, before_decode, output, self._prompt)
                     await self._collect_figures(legs)
             except ExceptionGroup as failures:
                 raise first_cause(failures) from None
@@ -149,8 +156,8 @@ class Walk:
             await wait_for_earlier_failures(earlier)
             raise in_client_terms(error, client_fields) from None
 
-    def _hold(self, held: ExitStack, member: Member, load: Load) -> LoadHold:
-        return held.enter_context(self._loads.take(member.actor_id, load))
+    def _hold(self, member: Member, load: Load) -> LoadHold:
+        return self._held.enter_context(self._loads.take(member.actor_id, load))
 
     @property
     def _is_ended_by_prefill(self) -> bool:

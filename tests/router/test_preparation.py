@@ -67,7 +67,16 @@ def test_a_seed_is_drawn_once_where_none_is_given(preparation: Preparation) -> N
     assert preparation.prepare_now(user_request(text_part("hi"), seed=7)).sampling.seed == 7
 
 
-async def test_preparation_runs_on_its_own_thread(preparation: Preparation, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("parts", "thread"),
+    [((text_part("hi"),), "MainThread"), ((text_part("hi " * 1_000),), "preparation"), ((image_part(png()),), "prep")],
+)
+async def test_what_takes_long_is_prepared_on_a_thread_of_its_own(
+    preparation: Preparation,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: tuple[inference_pb2.ContentPart, ...],
+    thread: str,
+) -> None:
     threads: list[str] = []
     prepare_now = preparation.prepare_now
 
@@ -76,8 +85,8 @@ async def test_preparation_runs_on_its_own_thread(preparation: Preparation, monk
         return prepare_now(request)
 
     monkeypatch.setattr(preparation, "prepare_now", watched)
-    await preparation.prepare(user_request(text_part("hi")))
-    assert threads[0].startswith("preparation")
+    await preparation.prepare(user_request(*parts))
+    assert threads[0].startswith(thread)
 
 
 Change = Callable[[inference_pb2.GenerateRequest], object]
