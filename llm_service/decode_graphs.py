@@ -47,8 +47,8 @@ ComputeDecodes = Callable[[int, Mapping[str, Tensor], TritonStep, SkinnyPlan | N
 # Tuning: tokens that each sequence attends to, and replays of a captured step.
 _TUNING_CONTEXT = 512
 _NUM_WARM_REPLAYS, _NUM_TIMED_REPLAYS = 3, 10
-# Room in the upload for rows with top-k, top-p or banned tokens.
-_MAX_SPECIAL_BYTES = 1 << 20
+# Room in the upload for rows with rules: the mask of a form has a bit for each token, so for some four hundred forms.
+_MAX_SPECIAL_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
