@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
     from benchmarks.llm_bench.start import environment, measure_start, section_of
 
     logging.basicConfig(format="%(message)s")
-    for module in ("step_choice", "decode_graphs", "fused_runner"):
+    for module in ("step_choice", "decode_graphs", "prompt_graphs", "fused_runner"):
         logging.getLogger(f"llm_service.{module}").setLevel(logging.DEBUG)
     report: dict[str, Any] = {"environment": environment(), "rows": {}, "errors": {}}
     repeats = QUICK_REPEATS if arguments.quick else REPEATS
@@ -98,7 +99,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
         try:
             measured = measure()
             report["rows"][f"{prefix}.{row}"] = {
-                "median": sorted(measured.samples)[len(measured.samples) // 2],
+                "median": statistics.median(measured.samples),
                 "samples": measured.samples,
                 "details": measured.details,
                 "seconds": round(time.perf_counter() - started, 2),

@@ -10,15 +10,19 @@ import argparse
 import json
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from benchmarks.profile_page import render_profiles
 
 _FOLDER = Path(__file__).parent
 PAGE = _FOLDER.parent / "docs/performance.md"
 HEAD = """# Performance
 
-Medians on one NVIDIA H200, bfloat16, weights random at the true shapes of Qwen2.5-VL, the language engine alone; raw
-samples in `benchmarks/results/`. The peer's figures and the floors are explained in `benchmarks/targets.toml`. This
+Medians on one NVIDIA H200, bfloat16, weights random at the true shapes of Qwen2.5-VL, each stage's engine alone; raw
+samples in `benchmarks/results/`. The peers' figures and the floors are explained in `benchmarks/targets.toml`. This
 page is written by `python -m benchmarks.report --page`; `--check` lists what falls short.
 
 """
@@ -26,18 +30,23 @@ page is written by `python -m benchmarks.report --page`; `--check` lists what fa
 
 @dataclass(frozen=True)
 class Target:
-    """A row of targets.toml. peer and floor are None where nobody measured or derived one."""
+    """A row of targets.toml. peer and floor are None where nobody measured or derived one; target is None where nothing
+    was asked for, and the row just informs. note: shown below the table."""
 
     id: str
     name: str
     unit: str
     better: str
-    target: float
+    target: float | None = None
     peer: float | None = None
     floor: float | None = None
     peer_note: str = ""
+    note: str = ""
+    stage: str = "Language engine"
 
     def is_met(self, value: float) -> bool:
+        if self.target is None:
+            return True
         return value <= self.target if self.better == "lower" else value >= self.target
 
 
@@ -45,6 +54,7 @@ class Target:
 class Result:
     median: float
     date: str
+    details: Mapping[str, Any]
 
 
 def read_targets(path: Path) -> list[Target]:
@@ -57,25 +67,41 @@ def latest_results(folder: Path) -> dict[str, Result]:
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text())
         for row_id, row in report.get("rows", {}).items():
-            result = Result(float(row["median"]), report["date"])
+            result = Result(float(row["median"]), report["date"], row.get("details", {}))
             if row_id not in latest or latest[row_id].date < result.date:
                 latest[row_id] = result
     return latest
 
 
 def render(targets: list[Target], results: dict[str, Result]) -> str:
+    """A table for each stage, in the order in which the stages come first among the targets."""
+    stages = dict.fromkeys(target.stage for target in targets)
+    tables = [_table([target for target in targets if target.stage == stage], results) for stage in stages]
+    return "\n\n".join(f"## {stage}\n\n{table}" for stage, table in zip(stages, tables, strict=True))
+
+
+def _table(targets: list[Target], results: dict[str, Result]) -> str:
     lines = ["| work | unit | vLLM 0.26 | floor | target | measured | |", "|---|---|---|---|---|---|---|"]
     for target in targets:
         result = results.get(target.id)
         measured = "-" if result is None else f"{_number(result.median)} ({result.date[:10]})"
-        verdict = "not measured" if result is None else "reached" if target.is_met(result.median) else "short"
+        verdict = _verdict(target, result)
         peer = target.peer_note or _number(target.peer)
         bound = "<=" if target.better == "lower" else ">="
         lines.append(
-            f"| {target.name} | {target.unit} | {peer} | {_number(target.floor)} | {bound} {_number(target.target)} "
-            f"| {measured} | {verdict} |"
+            f"| {target.name} | {target.unit} | {peer} | {_number(target.floor)} "
+            f"| {'-' if target.target is None else f'{bound} {_number(target.target)}'} | {measured} | {verdict} |"
         )
-    return "\n".join(lines)
+    notes = [f"- {target.name}: {target.note}" for target in targets if target.note]
+    return "\n".join(lines + (["", *notes] if notes else []))
+
+
+def _verdict(target: Target, result: Result | None) -> str:
+    if result is None:
+        return "not measured"
+    if target.target is None:
+        return ""
+    return "reached" if target.is_met(result.median) else "short"
 
 
 def shortfalls(targets: list[Target], results: dict[str, Result]) -> list[str]:
@@ -83,6 +109,8 @@ def shortfalls(targets: list[Target], results: dict[str, Result]) -> list[str]:
     lines = []
     for target in targets:
         result = results.get(target.id)
+        if target.target is None:
+            continue
         if result is None:
             lines.append(f"{target.name}: never measured")
         elif not target.is_met(result.median):
@@ -105,10 +133,10 @@ def main() -> int:
     parser.add_argument("--targets", type=Path, default=_FOLDER / "targets.toml")
     arguments = parser.parse_args()
     targets, results = read_targets(arguments.targets), latest_results(arguments.results)
-    table = render(targets, results)
-    print(table)
+    page = "\n\n".join([render(targets, results), *render_profiles(results)])
+    print(page)
     if arguments.page:
-        PAGE.write_text(f"{HEAD}{table}\n", encoding="utf-8")
+        PAGE.write_text(f"{HEAD}{page}\n", encoding="utf-8")
     missed = shortfalls(targets, results)
     if not arguments.check or not missed:
         return 0

@@ -13,6 +13,7 @@ if tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 4) and not 
 from engine_helpers import Model, SteppedEngine, answer, greedy, new_sequence
 from fused_helpers import fused_engine, kernel_attention_runner
 
+from llm_service import prompt_graphs
 from llm_service.attention import triton as triton_attention
 from llm_service.decode_graphs import batch_buckets
 from llm_service.fused_sampler import FusedSampler
@@ -65,6 +66,7 @@ def count_replays(engine: SteppedEngine, monkeypatch: pytest.MonkeyPatch) -> lis
 
 def test_prompts_through_buckets(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures, chunks behind chunks, and padding on both sides, one step ahead of the tokens."""
+    monkeypatch.setattr(prompt_graphs, "MAX_CHUNKS", 3)
     engine = fused_engine(model, mixed_prefill_tokens=7, prefill_chunk_tokens=12, prompt_buckets=BUCKETS)
     used = count_replays(engine, monkeypatch)
     engine.runner._logits.fill_(torch.nan)  # type: ignore[attr-defined]
@@ -80,6 +82,7 @@ def test_prompts_through_buckets(model: Model, monkeypatch: pytest.MonkeyPatch) 
 
 def test_draws_through_a_bucket_are_those_without(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A greedy answer and one cut to its top tokens, which is sampled a second time."""
+    monkeypatch.setattr(prompt_graphs, "MAX_CHUNKS", 2)
     used: list[list[PromptBucket]] = []
 
     def drawn(*buckets: PromptBucket) -> list[tuple[int, ...]]:
