@@ -148,6 +148,6 @@ def _typed(error: Exception) -> TriptychError:
 def _thread(name: str, device: torch.device) -> ThreadPoolExecutor:
     def begin() -> None:
         if device.type == "cuda":
-            torch.cuda.set_device(device)
+            torch.cuda.set_device(torch.cuda.current_device() if device.index is None else device)
 
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=begin)
