@@ -1,7 +1,11 @@
-"""Groups of ranks over Gloo, each rank but the first on a thread of its own, and engines that are stepped by hand."""
+"""Groups of ranks over Gloo, each rank but the first on a thread or in a process of its own, and engines over them that
+are stepped by hand."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +16,6 @@ import torch
 from llm_service.device_defaults import resolve_section
 from llm_service.engine import Engine, StepOutput
 from llm_service.loading import Computation, LoadedModel, build_computation, build_engine
-from llm_service.model_runner import ModelRunner
 from llm_service.parallel.collectives import TorchCollectives
 from llm_service.parallel.follower import Follower
 from llm_service.parallel.frames import Frame, FrameKind
@@ -64,8 +67,13 @@ class FollowerThread:
         self.follower.start()
 
 
-def unchanged(computation: Computation) -> None:
-    """The computation as it was built."""
+def steps_ahead(count: int) -> Callable[[Computation], None]:
+    """Has so many steps in flight beside the newest, which elsewhere the device decides."""
+
+    def change(computation: Computation) -> None:
+        computation.runner.num_steps_ahead = count
+
+    return change
 
 
 class ParallelEngine:
@@ -76,21 +84,26 @@ class ParallelEngine:
         folder: Path,
         size: int,
         num_steps_ahead: int = 0,
-        change: Callable[[Computation], None] = unchanged,
+        in_processes: bool = False,
         **section: object,
     ) -> None:
         values = {"page_size": 8, "num_pages": 200, "tensor_parallel": size, "attention": "torch"} | section
         self.section = LanguageSection.model_validate(values)
-
-        def changed(computation: Computation) -> None:
-            if isinstance(computation.runner, ModelRunner):
-                computation.runner.num_steps_ahead = num_steps_ahead
-            change(computation)
-
         rendezvous = Rendezvous("127.0.0.1")
-        self.followers = [
-            FollowerThread(rank, size, rendezvous.address, folder, self.section, changed) for rank in range(1, size)
-        ]
+        ranks = range(1, size)
+        self.followers: list[FollowerThread] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        if in_processes:
+            words = [str(size), str(folder), str(num_steps_ahead), rendezvous.address.to_text()]
+            words.append(self.section.model_dump_json())
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            command = [sys.executable, str(Path(__file__).with_name("follower_process.py"))]
+            self.processes = [subprocess.Popen([*command, str(rank), *words], env=environment) for rank in ranks]
+        else:
+            change = steps_ahead(num_steps_ahead)
+            self.followers = [
+                FollowerThread(rank, size, rendezvous.address, folder, self.section, change) for rank in ranks
+            ]
         threads = [threading.Thread(target=follower.run, daemon=True) for follower in self.followers]
         for thread in threads:
             thread.start()
@@ -102,8 +115,7 @@ class ParallelEngine:
         runner = self.engine.runner
         assert isinstance(runner, ParallelRunner)
         runner.num_steps_ahead = num_steps_ahead
-        if isinstance(runner._local, ModelRunner):
-            runner._local.num_steps_ahead = num_steps_ahead
+        runner._local.num_steps_ahead = num_steps_ahead
         runner.prepare()
         for thread in threads:
             thread.join()
@@ -124,6 +136,8 @@ class ParallelEngine:
 
     def close(self) -> None:
         self.link.close()
+        for process in self.processes:
+            assert process.wait(TIMEOUT_S) == 0
         for follower in self.followers:
             assert follower.follower is not None
             follower.follower.ended.result(timeout=TIMEOUT_S)

@@ -55,6 +55,15 @@ def test_text_pictures_and_videos(
     assert all(follower.reader.num_sequences <= len(CASES) for follower in engine.followers)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_in_processes(wide_model: Model, make_parallel: MakeParallel, size: int) -> None:
+    engine = make_parallel(size, in_processes=True)
+    sequences = sequences_of(wide_model)
+    engine.run(sequences)
+    assert [answer(sequence) for sequence in sequences] == expected(wide_model)
+    assert len({rank.process_id for rank in engine.ranks}) == size
+
+
 @pytest.mark.parametrize("num_steps_ahead", [0, 1], ids=["plain", "overlapped"])
 def test_chunked_prefill_beside_decodes(wide_model: Model, make_parallel: MakeParallel, num_steps_ahead: int) -> None:
     engine = make_parallel(2, num_steps_ahead, prefill_chunk_tokens=7, max_step_tokens=11)
