@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", help="only rows with these names")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repetitions instead of {REPEATS}")
     parser.add_argument("--quantization", choices=["none", "fp8"], default="none")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of this host that share each model")
     parser.add_argument("--profile", action="store_true", help="add the kernels of steps, and the rates of linears")
     parser.add_argument("--limit-s", type=float, default=MODEL_LIMIT_S, help="seconds that one model may take")
     parser.add_argument("--run-model", choices=list(TEXT_SHAPES), help=argparse.SUPPRESS)
@@ -59,6 +60,7 @@ def main() -> int:
 def _run_in_process(model: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.llm_engine", "--run-model", model, "--out", str(out)]
     command += ["--quantization", arguments.quantization]
+    command += ["--tensor-parallel", str(arguments.tensor_parallel)]
     command += ["--quick"] if arguments.quick else []
     command += ["--profile"] if arguments.profile else []
     command += ["--rows", *arguments.rows] if arguments.rows else []
@@ -84,7 +86,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
     from benchmarks.llm_bench.driver import EngineDriver
     from benchmarks.llm_bench.profile import linear_rates, profile_steps
     from benchmarks.llm_bench.rows import ROWS
-    from benchmarks.llm_bench.start import environment, measure_start, section_of
+    from benchmarks.llm_bench.start import environment, measure_group_start, measure_start, section_of
 
     logging.basicConfig(format="%(message)s")
     for module in ("step_choice", "decode_graphs", "prompt_graphs", "fused_runner"):
@@ -93,6 +95,7 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
     repeats = QUICK_REPEATS if arguments.quick else REPEATS
     driver: EngineDriver | None = None
     prefix = name if arguments.quantization == "none" else f"{name}_{arguments.quantization}"
+    prefix += f"_tp{arguments.tensor_parallel}" if arguments.tensor_parallel > 1 else ""
 
     def attempt(row: str, measure: Any) -> None:
         started = time.perf_counter()
@@ -111,7 +114,10 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
 
     def start() -> Any:
         nonlocal driver
-        driver, measured = measure_start(name, arguments.quantization)
+        if arguments.tensor_parallel > 1:
+            driver, measured = measure_group_start(name, arguments.tensor_parallel)
+        else:
+            driver, measured = measure_start(name, arguments.quantization)
         return measured
 
     attempt("start_s", start)

@@ -12,6 +12,7 @@ import numpy as np
 from llm_service.collector import spare_the_collector
 from llm_service.engine import Engine, StepOutput
 from llm_service.loading import LoadedModel, build_engine
+from llm_service.parallel.leader import LeaderLink
 from llm_service.prompt import Prompt
 from llm_service.sequence import Sequence
 from triptych.config import LanguageSection
@@ -37,14 +38,15 @@ class HostTimes:
 class EngineDriver:
     """Owns a started engine; `close` stops it. `stamps`: for each sequence when its tokens came, by perf_counter."""
 
-    def __init__(self, model: LoadedModel, section: LanguageSection) -> None:
+    def __init__(self, model: LoadedModel, section: LanguageSection, link: LeaderLink | None = None) -> None:
         self.stamps: dict[Sequence, list[float]] = {}
         self.host = HostTimes()
         self._generator = np.random.default_rng(0)
         self._num_ended = 0
         self._errors: list[Exception] = []
         self._changed = threading.Condition()
-        self.engine: Engine = build_engine(model, section, self._publish)
+        self.engine: Engine = build_engine(model, section, self._publish, link=link)
+        self._link = link
         self._time_host_side()
         self.engine.start()
         self.engine.wait_ready()
@@ -52,6 +54,8 @@ class EngineDriver:
 
     def close(self) -> None:
         self.engine.stop()
+        if self._link is not None:
+            self._link.close()
 
     def sequences(self, count: int, num_prompt_tokens: int, max_tokens: int) -> list[Sequence]:
         """Greedy, to the full length, every prompt of its own random tokens."""

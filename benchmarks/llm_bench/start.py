@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.llm_bench.driver import EngineDriver
+from benchmarks.llm_bench.group import start_group
 from benchmarks.llm_bench.rows import Measured
 from benchmarks.model_folders import write_model_folder
 from llm_service.loading import LoadedModel
@@ -74,3 +75,12 @@ def measure_start(name: str, quantization: str) -> tuple[EngineDriver, Measured]
     pool = driver.engine.scheduler.pool
     details: dict[str, object] = {"copy_s": copied - started, "engine_s": ready - copied, "num_pages": pool.num_pages}
     return driver, Measured([ready - started], details)
+
+
+def measure_group_start(name: str, size: int) -> tuple[EngineDriver, Measured]:
+    """Seconds that `size` GPUs, with random weights of a rank each, take to be ready together."""
+    model, link = start_group(name, size)
+    started = time.perf_counter()
+    driver = EngineDriver(model, section_of(), link)
+    ready = time.perf_counter()
+    return driver, Measured([ready - started], {"num_pages": driver.engine.scheduler.pool.num_pages})
