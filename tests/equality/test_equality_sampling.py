@@ -151,7 +151,7 @@ def random_schema(random: Random, depth: int = 0) -> dict[str, Any]:
 async def test_json_of_random_schemas_validates(system: InProcessSystem) -> None:
     """Random weights, at a temperature at which they say anything, with ordinary requests beside them."""
     random = Random(8)
-    schemas = [random_schema(random) for _ in range(16)]
+    schemas = [random_schema(random) for _ in range(10)]
     mate = {"max_tokens": 40, "ignore_eos": True, "temperature": 1.0, "seed": 2}
     alone = await system.client.ask("beside", **mate)
     beside, *answers = await asyncio.gather(
