@@ -18,6 +18,7 @@ from torch import Tensor
 from llm_service.attention.base import StepLayout
 from llm_service.attention.triton import (
     DENSE_MIN_TOKENS,
+    PREFILL_TILING,
     StepShape,
     TritonStep,
     kind_of_chunk,
@@ -25,6 +26,7 @@ from llm_service.attention.triton import (
 )
 from llm_service.decode_graphs import DecodeGraphs
 from llm_service.fused_sampler import FusedSampler
+from llm_service.kernel_warm_up import KernelUses, Task, compile_side_by_side
 from llm_service.kv_cache import PagedKvCache
 from llm_service.logprobs import StepLogprobs, TokenLogprob
 from llm_service.page_pool import PAGE_TYPECODE
@@ -124,6 +126,7 @@ class FusedModelRunner:
         """Compiles and loads kernels, measures which are quickest, and captures graphs; takes seconds."""
         is_cuda = self.cache.device.type == "cuda"
         if is_cuda:
+            compile_side_by_side(self._kernel_uses())
             self._tune()
         self._graphs.capture(self._progress)
         if is_cuda:
@@ -134,6 +137,13 @@ class FusedModelRunner:
             torch.cuda.empty_cache()
             self._warm_up_sizes()
             torch.cuda.synchronize()
+
+    def _kernel_uses(self) -> list[Task]:
+        uses = KernelUses(
+            self.model, self.cache, max_batch=self._sampled.numel(), max_sequence_tokens=self._max_sequence_tokens,
+            prefill_tiling=PREFILL_TILING,
+        )  # fmt: skip
+        return uses.tasks()
 
     def _tune(self) -> None:
         bases = {

@@ -35,7 +35,7 @@ from triptych.models.qwen2_5_vl.fused import PackedRotary
 DENSE_MIN_TOKENS = 4_096
 # cuDNN plans anew for every length, which takes longer than the few rows by which a prompt is filled up.
 _CUDNN_LENGTH_STEP = 512
-_PREFILL_TILING = PrefillTiling(block_rows=128, block_tokens=128, num_warps=8, num_stages=3)
+PREFILL_TILING = PrefillTiling(block_rows=128, block_tokens=128, num_warps=8, num_stages=3)
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class TritonStep:
             paged_prefill_attention(
                 query[rows], keys, values, fields["chunk_block_table"], fields["chunk_context_lengths"],
                 fields["chunk_ends"], workspace=self._chunk_workspace(query.shape[1]), out=output[rows],
-                tiling=_PREFILL_TILING,
+                tiling=PREFILL_TILING,
             )  # fmt: skip
         if shape.prompt_lengths:
             torch.cat(self._attend_prompts(query, keys, values), out=output[shape.first_prompt_row :])
@@ -252,7 +252,7 @@ class TritonStep:
         if not self._chunk_workspaces:
             shape = self.cache.shape
             num_tokens = self.shape.first_prompt_row - self.shape.num_decodes
-            num_splits = choose_prefill_splits(num_tokens, num_heads, shape.num_kv_heads, _PREFILL_TILING)
+            num_splits = choose_prefill_splits(num_tokens, num_heads, shape.num_kv_heads, PREFILL_TILING)
             self._chunk_workspaces.append(
                 DecodeWorkspace.of(
                     num_tokens, num_heads, shape.num_kv_heads, shape.head_dim, num_splits, self.cache.device

@@ -17,6 +17,7 @@ from llm_service import prompt_graphs
 from llm_service.attention import triton as triton_attention
 from llm_service.decode_graphs import batch_buckets
 from llm_service.fused_sampler import FusedSampler
+from llm_service.kernel_warm_up import compile_side_by_side
 from llm_service.prompt import Prompt
 from llm_service.prompt_buckets import MAX_PROMPT_TOKENS, PromptBucket, prompt_buckets, smallest
 from llm_service.sequence import FinishReason, Sequence
@@ -67,6 +68,7 @@ def count_replays(engine: SteppedEngine, monkeypatch: pytest.MonkeyPatch) -> lis
 def test_prompts_through_buckets(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures, chunks behind chunks, and padding on both sides, one step ahead of the tokens."""
     monkeypatch.setattr(prompt_graphs, "MAX_CHUNKS", 3)
+    monkeypatch.setattr(triton_attention, "choose_prefill_splits", lambda *arguments: 2)
     engine = fused_engine(model, mixed_prefill_tokens=7, prefill_chunk_tokens=12, prompt_buckets=BUCKETS)
     used = count_replays(engine, monkeypatch)
     engine.runner._logits.fill_(torch.nan)  # type: ignore[attr-defined]
@@ -83,6 +85,7 @@ def test_prompts_through_buckets(model: Model, monkeypatch: pytest.MonkeyPatch) 
 def test_draws_through_a_bucket_are_those_without(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A greedy answer and one cut to its top tokens, which is sampled a second time."""
     monkeypatch.setattr(prompt_graphs, "MAX_CHUNKS", 2)
+    monkeypatch.setattr(triton_attention, "choose_prefill_splits", lambda *arguments: 1)
     used: list[list[PromptBucket]] = []
 
     def drawn(*buckets: PromptBucket) -> list[tuple[int, ...]]:
@@ -216,3 +219,19 @@ def test_prompt_buckets() -> None:
     assert smallest(buckets, 0, MAX_PROMPT_TOKENS + 1) is None
     assert smallest(buckets, 257, 5) is None
     assert all(bucket.num_prompt_tokens <= 200 for bucket in prompt_buckets(200, 1_024, 8))
+
+
+def test_kernels_are_launched_ahead_as_steps_launch_them(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    """All of them run on this model, and the cache stays empty; a failing one is told and takes no other with it."""
+    engine = fused_engine(model, max_skinny_tokens=1)
+    tasks = engine.runner._kernel_uses()  # type: ignore[attr-defined]
+    # The interpreter runs one kernel at a time.
+    for task in tasks:
+        task()
+    assert not engine.cache.tensor.any()
+    done: list[int] = []
+    with caplog.at_level("INFO", logger="llm_service.kernel_warm_up"):
+        compile_side_by_side([lambda: done.append(1), lambda: 1 // 0, lambda: done.append(2)])
+    assert sorted(done) == [1, 2]
+    assert "division" in caplog.text
+    assert "2 of 3 uses" in caplog.text

@@ -67,6 +67,7 @@ class DecodePlan:
 # Sequences times KV heads up to which programs are few: two on each of 132 multiprocessors, each with much on its way.
 _MAX_FEW_PAIRS = 256
 _MANY_PROGRAMS = 512
+_MAX_SPLITS_OF_ONE_WARP = 4
 MAX_SPLITS = 64
 
 
@@ -79,11 +80,15 @@ def choose_plan(batch_size: int, num_kv_heads: int, max_context: int) -> DecodeP
     is_few = pairs <= _MAX_FEW_PAIRS
     wanted = -(-_MAX_FEW_PAIRS // pairs) if is_few else _MANY_PROGRAMS // pairs
     num_splits = max(1, min(wanted, -(-max_context // DecodeTiling.block_tokens), MAX_SPLITS))
+    return DecodePlan(num_splits, _choose_tiling(batch_size, pairs), is_merged_by_last=not is_few)
+
+
+def _choose_tiling(batch_size: int, pairs: int) -> DecodeTiling:
     if batch_size == 1:
-        tiling = DecodeTiling(block_tokens=32, num_stages=4)
-    else:
-        tiling = DecodeTiling(num_stages=5 if _MAX_FEW_PAIRS // 2 < pairs <= _MAX_FEW_PAIRS else 3)
-    return DecodePlan(num_splits, tiling, is_merged_by_last=not is_few)
+        return DecodeTiling(block_tokens=32, num_stages=4)
+    if _MAX_FEW_PAIRS // 2 < pairs <= _MAX_FEW_PAIRS:
+        return DecodeTiling(num_stages=5)
+    return DecodeTiling(num_warps=2 if _MAX_FEW_PAIRS // 4 < pairs <= _MAX_FEW_PAIRS // 2 else 4, num_stages=3)
 
 
 def choose_num_splits(batch_size: int, num_kv_heads: int, max_context: int) -> int:
@@ -242,6 +247,6 @@ def launch_merge(workspace: DecodeWorkspace, out: Tensor, *, pdl: bool) -> None:
         HEAD_DIM=head_dim,
         BLOCK_SPLITS=power_of_two_at_least(workspace.num_splits),
         PDL=pdl,
-        num_warps=4,
+        num_warps=1 if workspace.num_splits <= _MAX_SPLITS_OF_ONE_WARP else 4,
         **launch_options(pdl),
     )

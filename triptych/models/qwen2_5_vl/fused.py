@@ -72,6 +72,19 @@ class FusedLanguageModel:
         self._table = rotary_table(max_position, rotary.head_dim, rotary.theta, device)
 
     @property
+    def first_layer(self) -> DecoderLayer:
+        return self._layers[0]
+
+    @property
+    def rotary_table(self) -> Tensor:
+        """Float32 [max_position, head_dim], see `rotary_table` of the kernels."""
+        return self._table
+
+    @property
+    def rotary_sections(self) -> tuple[int, int, int]:
+        return self.model.rotary.sections
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.model.embed_tokens.weight.dtype
 
@@ -83,7 +96,7 @@ class FusedLanguageModel:
         self, embeddings: Tensor, positions: Tensor, attention: PackedAttention, plan: SkinnyPlan | None = None
     ) -> Tensor:
         """Embeddings [T, hidden], which are overwritten, at positions [3, T] to final hidden states, normed."""
-        rotary = PackedRotary(positions, self._table, self.model.rotary.sections)
+        rotary = PackedRotary(positions, self._table, self.rotary_sections)
         if len(embeddings) <= self.max_skinny_tokens:
             return self._forward_skinny(embeddings, rotary, attention, plan or self.skinny_plan(len(embeddings)))
         return self._forward_wide(embeddings, rotary, attention)
