@@ -6,11 +6,13 @@ from array import array
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llm_service.answer_form import AnswerForm
 from llm_service.page_pool import PAGE_TYPECODE, PageTable
 from llm_service.parallel.frames import Frame
 from llm_service.prompt import Prompt
@@ -69,19 +71,21 @@ class StepReader:
         return [self._chunk(fields, receive_rows) for _ in range(fields.next())]
 
     def _add(self, fields: _Fields) -> None:
-        slot, token_limit, num_generated = fields.next(), fields.next(), fields.next()
+        slot, token_limit, has_form, num_generated = fields.take(4).tolist()
         token_ids = fields.next_list()
         positions = fields.take(3 * len(token_ids)).reshape(3, -1)
         message = common_pb2.SamplingParameters.FromString(fields.take_bytes(fields.next()))
         sampling = SamplingParameters.from_proto(message, self._defaults, self._limits)
         prompt = Prompt(tuple(token_ids), (), positions, num_generated)
-        self._sequences[slot] = MirroredSequence(f"slot-{slot}", prompt, sampling, token_limit=token_limit)
+        form = cast(AnswerForm, _ToldForm()) if has_form else None
+        self._sequences[slot] = MirroredSequence(f"slot-{slot}", prompt, sampling, form=form, token_limit=token_limit)
 
     def _chunk(self, fields: _Fields, receive_rows: ReceiveRows) -> Chunk:
         sequence = self._sequences[fields.next()]
         start, end, is_sampled = fields.next(), fields.next(), bool(fields.next())
         mask = fields.take_bytes(fields.next())
-        sequence.form = _ToldForm(np.frombuffer(mask, dtype=np.int32)) if mask else None  # type: ignore[assignment]
+        if isinstance(sequence.form, _ToldForm):
+            sequence.form.tell(np.frombuffer(mask, dtype=np.int32))
         first_token = fields.next()
         sequence.tell(first_token, fields.next_list())
         first_page = fields.next()
@@ -100,7 +104,10 @@ class StepReader:
 class _ToldForm:
     """In place of an AnswerForm: what it allows next, as the leader told it."""
 
-    def __init__(self, mask: NDArray[np.int32]) -> None:
+    def __init__(self) -> None:
+        self._mask = np.zeros(0, dtype=np.int32)
+
+    def tell(self, mask: NDArray[np.int32]) -> None:
         self._mask = mask
 
     def mask(self) -> NDArray[np.int32]:

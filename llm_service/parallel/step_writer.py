@@ -36,10 +36,11 @@ class StepWriter:
     """Integers of a step, each list after its length:
 
         released slots;
-        new sequences: slot, token limit, how many prompt tokens were generated before, prompt tokens, positions
-        [3 * tokens], bytes of the sampling parameters;
-        chunks: slot, start, end, whether it is sampled, bytes of the mask, the first token told and the tokens from
-        there on, the first page told and the pages from there on, media parts as triples of offset, rows and columns.
+        new sequences: slot, token limit, whether it has a form, how many prompt tokens were generated before, prompt
+        tokens, positions [3 * tokens], bytes of the sampling parameters;
+        chunks: slot, start, end, whether it is sampled, bytes of the form's mask, the first token told and the tokens
+        from there on, the first page told and the pages from there on, media parts as triples of offset, rows and
+        columns.
 
     Data, in that order: sampling parameters (v1.SamplingParameters), and masks of the tokens that an answer's form
     allows next (see `AnswerForm.mask`).
@@ -73,7 +74,8 @@ class StepWriter:
         known = self._known[sequence] = _Known(self._next_slot, sequence.prompt.num_tokens)
         self._next_slot += 1
         prompt, sampling = sequence.prompt, sequence.sampling.to_proto().SerializeToString()
-        integers += (known.slot, sequence.token_limit, prompt.num_generated, prompt.num_tokens)
+        integers += (known.slot, sequence.token_limit, sequence.form is not None, prompt.num_generated)
+        integers.append(prompt.num_tokens)
         integers += prompt.token_ids
         integers += prompt.positions.flatten().tolist()
         integers.append(len(sampling))
@@ -102,4 +104,4 @@ class StepWriter:
 
 def _mask(chunk: Chunk) -> bytes:
     form = chunk.sequence.form
-    return b"" if form is None or not chunk.is_sampled else form.mask().tobytes()
+    return b"" if form is None else form.mask().tobytes()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from engine_helpers import CASES, Model, SteppedEngine, answer, greedy, make_model, new_sequence
+from numpy.typing import NDArray
 from parallel_helpers import ParallelEngine
 
 from llm_service.sequence import Sequence
@@ -115,6 +117,41 @@ def test_penalties_and_biases_are_those_of_one_rank(wide_model: Model, make_para
     alone.run(pairs[0])
     engine.run(pairs[1])
     assert [answer(sequence) for sequence in pairs[1]] == [answer(sequence) for sequence in pairs[0]]
+
+
+class EvenTokens:
+    """A form that allows tokens of even numbers only, and other ones after each."""
+
+    is_complete = False
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def accept(self, token_id: int) -> None:
+        self._last = token_id
+
+    def mask(self) -> NDArray[np.int32]:
+        words = np.full(4, 0x55555555, dtype=np.uint32)
+        if self._last >= 0:
+            words[self._last // 32] &= ~np.uint32(1 << self._last % 32)
+        return words.view(np.int32)
+
+
+@pytest.mark.parametrize("num_steps_ahead", [0, 1], ids=["plain", "overlapped"])
+def test_what_a_form_allows_reaches_all_ranks(
+    wide_model: Model, make_parallel: MakeParallel, num_steps_ahead: int
+) -> None:
+    def formed(name: str) -> Sequence:
+        return new_sequence(wide_model.case(name), greedy(NUM_TOKENS), form=EvenTokens())
+
+    alone = SteppedEngine(wide_model, LanguageSection(page_size=8, num_pages=200, attention="torch"))
+    engine = make_parallel(2, num_steps_ahead)
+    pairs = [[formed("one image"), formed("text"), new_sequence(wide_model.case("video"), greedy())] for _ in range(2)]
+    alone.run(pairs[0])
+    engine.run(pairs[1])
+    assert [answer(sequence) for sequence in pairs[1]] == [answer(sequence) for sequence in pairs[0]]
+    assert all(token % 2 == 0 for sequence in pairs[1][:2] for token in answer(sequence))
+    assert not engine.link.lost.done()
 
 
 def test_sequences_that_ended_are_forgotten(wide_model: Model, make_parallel: MakeParallel) -> None:

@@ -136,6 +136,7 @@ def test_a_step_is_described_by_what_is_new() -> None:
     first, second = make_sequence(6, temperature=0.7, seed=2**64 - 1, stop_token_ids=(3,)), make_sequence(4)
     table, other = array(PAGE_TYPECODE, (4, 2)), array(PAGE_TYPECODE, (7,))
     second.form = MaskForm([5, -1])  # type: ignore[assignment]
+    assert not first.is_special
     mirrored = tell(Chunk(first, 0, 6, table, True), Chunk(second, 0, 4, other, True))
     assert [(chunk.start, chunk.end, chunk.is_sampled) for chunk in mirrored] == [(0, 6, True), (0, 4, True)]
     assert mirrored[0].sequence.sampling == first.sampling
@@ -143,6 +144,7 @@ def test_a_step_is_described_by_what_is_new() -> None:
     assert np.array_equal(mirrored[0].sequence.positions(2, 8), first.positions(2, 8))
     form = mirrored[1].sequence.form
     assert form is not None and form.mask().tolist() == [5, -1]
+    assert [chunk.sequence.is_special for chunk in mirrored] == [False, True]
     first.expect_token()
     table.append(9)
     (decode,) = tell(Chunk(first, 6, 7, table, True))
