@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from router.api.admin_service import AdminService
 from router.api.answering import AnsweringService
 from router.api.inference_service import InferenceService
-from router.api.openai.app import http_app
-from router.api.openai.server import HttpServer
 from router.api.readiness import missing_stages
 from router.api.scaler import Scaler
 from router.control.membership import Membership
@@ -20,6 +19,9 @@ from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
 from triptych.rpc.tls import client_server_credentials
 from triptych.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+
+if TYPE_CHECKING:
+    from router.api.openai.server import HttpServer
 
 NO_HTTP = -1
 # Beside answers: admin calls, health checks, and calls that are about to be told that the router is full.
@@ -68,6 +70,10 @@ class ClientPorts:
         )
         self._http: HttpServer | None = None
         if router.http_port != NO_HTTP:
+            # The framework loads only where the port is wanted.
+            from router.api.openai.app import http_app
+            from router.api.openai.server import HttpServer
+
             app = http_app(config, model_name, self.answering, access, self._what_is_missing)
             self._http = HttpServer(app, router.host, router.http_port, security.clients)
 
