@@ -17,6 +17,7 @@ from triptych.errors import Unavailable
 from triptych.rpc.actor_admin import ActorAdminService
 from triptych.rpc.server import RpcServer
 from triptych.rpc.tls import stage_server_credentials
+from triptych.transport.device_id import device_id
 from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.service import TensorService
 from triptych.transport.ticket import dtype_to_proto
@@ -81,6 +82,8 @@ class EncoderActor:
             self._watch.cancel()
         if self._stage is not None:
             await self._stage.close()
+        if self._tensor_service is not None:
+            self._tensor_service.close_links()
         if self._server is not None:
             await self._server.stop(_STOP_GRACE_S)
         if self._tensor_service is not None:
@@ -96,7 +99,7 @@ class EncoderActor:
         config = self._config
         self._stage = stage = await load_stage(config, self._actor_id)
         self._tensor_service = tensor_service = TensorService(
-            stage.leases, self._actor_id, stage.produced.model_fingerprint, config.transport
+            stage.leases, self._actor_id, stage.produced.model_fingerprint, config.transport, stage.device
         )
         self._server = server = RpcServer(
             self._host,
@@ -150,6 +153,7 @@ class EncoderActor:
             ),
             encoder=stage.counters(),
             leases=stage.leases.counters().to_proto(),
+            device_id=device_id(stage.device),
             state=admin_pb2.ACTOR_STATE_DRAINING if stage.is_draining else admin_pb2.ACTOR_STATE_READY,
         )
 

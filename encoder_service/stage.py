@@ -96,6 +96,10 @@ class EncoderStage:
         await self._batcher.wait_ended()
 
     @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    @property
     def dtype(self) -> torch.dtype:
         return self._engine.dtype
 

@@ -30,6 +30,7 @@ from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
 from triptych.rpc.tls import StageTls, stage_server_credentials
 from triptych.switch import SWITCH, is_multimodal_disaggregated
+from triptych.transport.device_id import device_id
 from triptych.transport.fetcher import TensorFetcher
 from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.lease import LeaseTable
@@ -145,6 +146,8 @@ class LlmActor:
             parts.rendezvous.close()
         if parts.link is not None:
             await asyncio.to_thread(parts.link.close)
+        if parts.tensor_service is not None:
+            parts.tensor_service.close_links()
         if parts.server is not None:
             await parts.server.stop(_STOP_GRACE_S)
         if parts.tensor_service is not None:
@@ -178,9 +181,11 @@ class LlmActor:
         if not self._is_disaggregated and self._build_embedder is not None:
             parts.embedder = await self._build_embedder(config, self._actor_id)
         leases = LeaseTable(config.transport.lease_s, config.transport.unknown_ticket_wait_s)
-        parts.fetcher = TensorFetcher(parts.channels, self._actor_id, host_id(), config.transport, model.fingerprint)
+        parts.fetcher = TensorFetcher(
+            parts.channels, self._actor_id, host_id(), config.transport, model.fingerprint, model.device
+        )
         parts.stage = stage = LlmStage(self._role, config, model, parts.fetcher, leases, parts.embedder, link)
-        parts.tensor_service = TensorService(leases, self._actor_id, model.fingerprint, config.transport)
+        parts.tensor_service = TensorService(leases, self._actor_id, model.fingerprint, config.transport, model.device)
         parts.server = server = RpcServer(
             self._host,
             0,
@@ -268,6 +273,8 @@ class LlmActor:
             encoder=embedder.counters() if embedder is not None else None,
             language=stage.counters(),
             leases=leases.to_proto(),
+            device_id=device_id(model.device),
+            lane_counters=self._parts.fetcher.lane_counters() if self._parts.fetcher is not None else (),
             state=admin_pb2.ACTOR_STATE_DRAINING if stage.is_draining else admin_pb2.ACTOR_STATE_READY,
         )
 

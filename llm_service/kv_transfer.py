@@ -72,5 +72,5 @@ class KvTransfer:
                 field="prefill",
             )
         reason = FinishReason(outcome.finish_reason) if outcome.finish_reason else None
-        sequence.take_over(outcome.first_token_id, torch.cat([prefix, fetched.tensor]))
+        sequence.take_over(outcome.first_token_id, torch.cat([prefix.to(fetched.tensor.device), fetched.tensor]))
         return KvArrival(fetched.lane, fetched.seconds, reason)

@@ -51,6 +51,7 @@ class Member:
     model_fingerprint: str
     dtype: common_pb2.DataType
     multimodal_disaggregated: bool
+    device_id: str = ""  # UUID of its GPU, empty without one
     num_kv_tokens: int = 0  # that its KV cache has room for; LLM actors
     state: admin_pb2.ActorState = admin_pb2.ACTOR_STATE_READY
 
@@ -71,6 +72,7 @@ class Member:
             model_fingerprint=info.model_fingerprint,
             dtype=info.dtype,
             multimodal_disaggregated=info.multimodal_disaggregated,
+            device_id=info.device_id,
             num_kv_tokens=info.language.total_pages * info.language.page_size,
             state=info.state or admin_pb2.ACTOR_STATE_READY,
         )

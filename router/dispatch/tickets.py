@@ -41,6 +41,7 @@ class TicketMaker:
             producer_id=producer.actor_id,
             producer_endpoint=producer.endpoint,
             producer_host_id=producer.host_id,
+            device_id=producer.device_id,
             model_fingerprint=producer.model_fingerprint,
             dtype=producer.dtype,
             shape=shape,

@@ -100,7 +100,7 @@ async def test_content_that_does_not_match_its_key_is_never_cached(calls: ActorC
         ({"producer_id": "other"}, UNKNOWN_TICKET, "producer 'other' is not here"),
         ({"producer_id": "x" * 2**20}, UNKNOWN_TICKET, "is not here"),
         ({"lane": "pigeon"}, PRECONDITION, "lane 'pigeon' is not served here"),
-        ({"lane": "local"}, PRECONDITION, "lane 'local' is not served here"),
+        ({"lane": "gloo"}, PRECONDITION, "lane 'gloo' is not served here"),
         ({"lane": ""}, PRECONDITION, "is not served here"),
         ({"first_row": 17}, INVALID, "first_row=17 is outside a tensor of 16 rows"),
         ({"first_row": 2**32 - 1}, INVALID, "first_row=4294967295"),

@@ -166,7 +166,7 @@ async def test_what_an_actor_says_of_itself(caller: Caller, checkpoint: Path, to
     assert info.stage == common_pb2.STAGE_ENCODER and info.state == admin_pb2.ACTOR_STATE_READY
     assert info.model_fingerprint == model_fingerprint(checkpoint)
     assert info.dtype == common_pb2.DATA_TYPE_FLOAT32
-    assert info.host_id == host_id() and list(info.lanes) == ["local", "shm", "grpc"]
+    assert info.host_id == host_id() and list(info.lanes) == ["shm", "grpc"]
     assert info.weights.num_visual_parameters == sum(parameter.numel() for parameter in tower.parameters())
     assert info.weights.num_language_parameters == 0
     assert info.actor_id.startswith("encoder-") and await caller.actor.ping() == info.actor_id

@@ -15,7 +15,6 @@ from triptych.rpc.server import RpcServer
 from triptych.transport.fetcher import TensorFetcher
 from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.lease import LeaseTable
-from triptych.transport.local import LocalProducers
 from triptych.transport.service import SERVICE_NAME, TensorService
 from triptych.v1.tensor_pb2_grpc import add_TensorServiceServicer_to_server
 
@@ -30,7 +29,6 @@ async def make_pair() -> AsyncIterator[MakePair]:
         async def make(
             *,
             consumer: TransportSection | None = None,
-            local: bool = False,
             fingerprint: str = FINGERPRINT,
             **changes: Any,
         ) -> Pair:
@@ -45,12 +43,7 @@ async def make_pair() -> AsyncIterator[MakePair]:
             stack.push_async_callback(server.stop, 0)
             channels = ChannelPool(8 * MIB)
             stack.push_async_callback(channels.close)
-            local_producers = LocalProducers()
-            if local:
-                local_producers.register(producer_id, leases)
-            fetcher = TensorFetcher(
-                channels, "consumer-1", host_id(), consumer or transport, FINGERPRINT, local_producers
-            )
+            fetcher = TensorFetcher(channels, "consumer-1", host_id(), consumer or transport, FINGERPRINT)
             stack.push_async_callback(fetcher.close)
             return Pair(producer_id, endpoint, leases, service, server, fetcher, channels, transport)
 

@@ -36,13 +36,13 @@ from triptych.transport.shared_memory import sweep_dead_slabs
 from triptych.transport.ticket import Ticket, new_id
 from triptych.v1 import tensor_pb2, tensor_pb2_grpc
 
-LANES = ["local", "shm", "grpc"]
+LANES = ["shm", "gloo", "grpc"]
 TENSOR = torch.randn(100, 100)
 
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_fetch_before_expect_before_grant(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     ticket = pair.ticket(TENSOR)
     fetch = asyncio.create_task(pair.fetcher.fetch(ticket, timeout_s=5))
     await asyncio.sleep(0.05)
@@ -58,7 +58,7 @@ async def test_fetch_before_expect_before_grant(make_pair: Any, lane: str) -> No
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("when", ["before", "while waiting"])
 async def test_a_failure_keeps_class_message_and_field(make_pair: Any, lane: str, when: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     errors: list[TriptychError] = [
         RequestTooLarge("image of 9 pixels, at most 4", field="messages[0].parts[1].image"),
         Overloaded("encoder is full", field="stages.encoder.max_pending_patches", retry_after_s=3.0),
@@ -83,7 +83,7 @@ async def test_a_failure_keeps_class_message_and_field(make_pair: Any, lane: str
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_a_cancelled_consumer_leaves_nothing(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     released: list[str] = []
     for announce in (False, True):
         ticket = pair.ticket(TENSOR)
@@ -104,7 +104,7 @@ async def test_a_cancelled_consumer_leaves_nothing(make_pair: Any, lane: str) ->
 @pytest.mark.parametrize("lane", LANES)
 async def test_cancelled_at_any_moment_of_a_transfer(make_pair: Any, lane: str) -> None:
     """Cancel at growing delays, from before the call is sent to after the tensor is here."""
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     tensor = torch.randn(1_500, 1_000)
     released: list[int] = []
     for attempt in range(16):
@@ -124,7 +124,7 @@ async def test_cancelled_at_any_moment_of_a_transfer(make_pair: Any, lane: str) 
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_deadline_while_waiting(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     ticket = pair.ticket(TENSOR)
     pair.leases.expect(ticket.ticket_id)
     start_s = time.monotonic()
@@ -136,7 +136,7 @@ async def test_deadline_while_waiting(make_pair: Any, lane: str) -> None:
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_a_ticket_the_producer_never_hears_of_is_not_found(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local", unknown_ticket_wait_s=0.1)
+    pair = await make_pair(lanes=(lane,), unknown_ticket_wait_s=0.1)
     with pytest.raises(NotFound, match=r"transport\.unknown_ticket_wait_s"):
         await pair.fetcher.fetch(pair.ticket(TENSOR), timeout_s=5)
     await pair.settle()
@@ -144,7 +144,7 @@ async def test_a_ticket_the_producer_never_hears_of_is_not_found(make_pair: Any,
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_heartbeats_keep_a_waited_for_ticket_alive(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local", lease_s=0.3)
+    pair = await make_pair(lanes=(lane,), lease_s=0.3)
     waited_for, forgotten = pair.ticket(TENSOR), pair.ticket(TENSOR)
     for ticket in (waited_for, forgotten):
         pair.leases.expect(ticket.ticket_id)

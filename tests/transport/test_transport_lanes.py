@@ -27,7 +27,7 @@ from triptych.transport.ticket import new_id
 from triptych.v1 import tensor_pb2, tensor_pb2_grpc
 from triptych.v1.common_pb2 import FINISH_REASON_STOP
 
-LANES = ["local", "shm", "grpc"]
+LANES = ["shm", "gloo", "grpc"]
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -37,7 +37,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 async def test_arrives_bit_for_bit(make_pair: Any, lane: str, dtype: torch.dtype) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     tensor = torch.randn(700, 1000).to(dtype)
     tensor[0, 0] = float("nan")
     ticket = pair.ticket(tensor)
@@ -57,7 +57,7 @@ async def test_arrives_bit_for_bit(make_pair: Any, lane: str, dtype: torch.dtype
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0), (1, 1), (2, 3, 2, 4, 1, 2)], ids=str)
 async def test_empty_and_small_shapes(make_pair: Any, lane: str, shape: tuple[int, ...]) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     tensor = torch.randn(shape)
     ticket = pair.ticket(tensor)
     pair.leases.grant(ticket.ticket_id, tensor)
@@ -68,7 +68,7 @@ async def test_empty_and_small_shapes(make_pair: Any, lane: str, shape: tuple[in
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_twenty_megabytes(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     tensor = torch.randn(5_000, 1_048)[:, :1_047]  # Not contiguous, and no multiple of a chunk.
     ticket = pair.ticket(tensor)
     pair.leases.grant(ticket.ticket_id, tensor)
@@ -78,7 +78,7 @@ async def test_twenty_megabytes(make_pair: Any, lane: str) -> None:
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_first_row_leaves_rows_out(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     tensor = torch.randn(10, 4, 3)
     for first_row in (0, 3, 10):
         ticket = pair.ticket(tensor)
@@ -95,7 +95,7 @@ async def test_first_row_leaves_rows_out(make_pair: Any, lane: str) -> None:
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_many_fetches_at_once(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     tensors = [torch.randn(50 + i, 999) for i in range(24)]
     tickets = [pair.ticket(tensor) for tensor in tensors]
     fetches = [asyncio.create_task(pair.fetcher.fetch(ticket, timeout_s=10)) for ticket in tickets]
@@ -116,12 +116,11 @@ async def test_the_best_common_lane_is_taken(make_pair: Any) -> None:
         pair.leases.grant(ticket.ticket_id, tensor)
         return (await pair.fetcher.fetch(ticket, timeout_s=5)).lane
 
-    assert await lane_of(await make_pair(local=True)) == "local"
     pair = await make_pair()
     assert await lane_of(pair) == "shm"
     assert await lane_of(pair, producer_host_id="elsewhere") == "grpc"
     assert await lane_of(pair, lanes=("future", "grpc")) == "grpc"
-    assert (await make_pair(shared_memory_bytes=0)).service.lanes == ("local", "grpc")
+    assert (await make_pair(shared_memory_bytes=0)).service.lanes == ("grpc",)
 
 
 async def test_no_common_lane_says_who_offers_what(make_pair: Any) -> None:
@@ -149,7 +148,7 @@ async def test_a_producer_without_the_wanted_lane_refuses_and_the_next_one_is_tr
 
 
 async def test_a_lane_nobody_knows_is_a_configuration_error(make_pair: Any) -> None:
-    with pytest.raises(ConfigurationError, match="no lane 'pigeon'; there are local, shm, grpc"):
+    with pytest.raises(ConfigurationError, match=r"no lane .pigeon.; there are .*shm, gloo, grpc"):
         await make_pair(lanes=("grpc", "pigeon"))
     with pytest.raises(ConfigurationError, match="pigeon"):
         await make_pair(consumer=TRANSPORT.model_copy(update={"lanes": ("pigeon",)}))
@@ -183,7 +182,7 @@ async def test_the_slab_is_free_again_after_each_fetch(make_pair: Any) -> None:
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_dtype_and_shape_that_differ_are_named(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     cases = [
         (torch.zeros(4, 6), torch.zeros(4, 6).bfloat16(), "dtype", r"dtype bfloat16\[4, 6\].*expected float32\[4, 6\]"),
         (torch.zeros(4, 6), torch.zeros(5, 6), "shape", r"shape float32\[5, 6\].*expected float32\[4, 6\]"),
@@ -200,7 +199,7 @@ async def test_dtype_and_shape_that_differ_are_named(make_pair: Any, lane: str) 
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_other_weights_are_refused(make_pair: Any, lane: str) -> None:
-    pair = await make_pair(lanes=(lane,), local=lane == "local")
+    pair = await make_pair(lanes=(lane,))
     ticket = pair.ticket(torch.zeros(1), model_fingerprint="weights-2")
     pair.leases.grant(ticket.ticket_id, torch.zeros(1))
     with pytest.raises(FailedPrecondition, match=r"'weights-2', expected 'weights-1'.*model\.path"):

@@ -27,6 +27,7 @@ TICKET = Ticket(
     grid=Grid(2, 4, 6),
     second_per_grid_t=0.4,
     lease_deadline_s=1.5,
+    device_id="GPU-1",
 )
 
 

@@ -31,7 +31,7 @@ class DeviceCopies:
         return target
 
     def to_device(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """A copy of a host tensor on `device`."""
+        """A contiguous copy on `device`."""
         if device.type != "cuda":
             return tensor.detach().clone(memory_format=torch.contiguous_format)
         with torch.cuda.device(device), torch.cuda.stream(self._stream(device)):
@@ -41,6 +41,23 @@ class DeviceCopies:
             target.record_stream(torch.cuda.default_stream(device))
             self._wait()
         return target
+
+    def contiguous_on(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """The tensor itself where it is contiguous and on `device`, else a copy there."""
+        if tensor.device == device and tensor.is_contiguous():
+            return tensor.detach()
+        if device.type != "cuda":
+            return tensor.detach().contiguous() if tensor.device.type == "cpu" else self.to_host(tensor)
+        return self.to_device(tensor, device)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory that any stream may write at once: what the default stream has yet to do does not touch it."""
+        if device.type != "cuda":
+            return torch.empty(shape, dtype=dtype, device=device)
+        with torch.cuda.device(device), torch.cuda.stream(self._stream(device)):
+            target = torch.empty(shape, dtype=dtype, device=device)
+            target.record_stream(torch.cuda.default_stream(device))
+            return target
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
         with self._lock:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,10 +16,12 @@ from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
 from triptych.transport.header import check_fingerprint
 from triptych.transport.keeper import LeaseKeeper
-from triptych.transport.lanes import ConsumerLane, FetchOrder, LaneFailure, too_late
-from triptych.transport.local import LocalProducers
+from triptych.transport.lane_counters import LaneLedger
+from triptych.transport.lane_memory import LaneMemory
+from triptych.transport.lanes import Arrival, ConsumerLane, FetchOrder, LaneFailure, LaneNotReady, too_late
 from triptych.transport.registry import ConsumerSide, make_consumer_lanes
 from triptych.transport.ticket import Ticket
+from triptych.v1.admin_pb2 import LaneCounters
 from triptych.v1.tensor_pb2 import PrefillOutcome
 
 logger = logging.getLogger(__name__)
@@ -41,10 +43,10 @@ class FetchedTensor:
 
 
 class TensorFetcher:
-    """Fetches for one consumer (an actor's incarnation) on one event loop.
+    """Fetches for one consumer (an actor's incarnation) on one event loop; `device` is where it needs the tensors,
+    and where lanes between GPUs leave them.
 
-    Raises ConfigurationError for an unknown name in `transport.lanes`. `local_producers` is the object in which
-    producers of this process are registered; without it the lane "local" reaches nobody.
+    Raises ConfigurationError for an unknown name in `transport.lanes`.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class TensorFetcher:
         host_id: str,
         transport: TransportSection,
         model_fingerprint: str,
-        local_producers: LocalProducers | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        local_producers = local_producers or LocalProducers()
-        side = ConsumerSide(consumer_id, host_id, transport, channels, local_producers)
+        side = ConsumerSide(consumer_id, host_id, transport, channels, device or torch.device("cpu"))
         self._lanes = make_consumer_lanes(side)
-        self._keeper = LeaseKeeper(channels, local_producers, transport.lease_s)
+        self._memory = LaneMemory(transport.lane_retry_s)
+        self._ledger = LaneLedger(lane.name for lane in self._lanes)
+        self._keeper = LeaseKeeper(channels, transport.lease_s)
         self._model_fingerprint = model_fingerprint
 
     async def fetch(self, ticket: Ticket, *, first_row: int = 0, timeout_s: float) -> FetchedTensor:
@@ -82,9 +85,15 @@ class TensorFetcher:
         """Give up a ticket that was never fetched, without waiting for the producer."""
         self._keeper.release(ticket)
 
+    def lane_counters(self) -> list[LaneCounters]:
+        """What was fetched over which lane so far."""
+        return self._ledger.counters()
+
     async def close(self) -> None:
-        """Wait for the releases under way. Close the channels after this."""
+        """Wait for the releases under way, and close the links. Close the channels after this."""
         await self._keeper.close()
+        for lane in self._lanes:
+            await lane.close()
 
     def _lanes_to(self, ticket: Ticket) -> list[ConsumerLane]:
         lanes = [lane for lane in self._lanes if lane.name in ticket.lanes and lane.can_reach(ticket)]
@@ -92,21 +101,36 @@ class TensorFetcher:
             allowed = ", ".join(lane.name for lane in self._lanes)
             raise FailedPrecondition(
                 f"no lane leads to {ticket.producer_id}: it serves {', '.join(ticket.lanes) or 'none'}, "
-                f"transport.lanes allows {allowed}, and shm and local need a common host or process",
+                f"transport.lanes allows {allowed}, and shm needs a common host",
                 field="transport.lanes",
             )
-        return lanes
+        # Where every lane has failed a moment ago, all are tried again.
+        return [lane for lane in lanes if not self._memory.is_left_out(ticket.producer_id, lane.name)] or lanes
 
-    @staticmethod
-    async def _over_first_that_delivers(lanes: Sequence[ConsumerLane], order: FetchOrder) -> FetchedTensor:
+    async def _over_first_that_delivers(self, lanes: Sequence[ConsumerLane], order: FetchOrder) -> FetchedTensor:
         for lane in lanes:
             start_s = time.monotonic()
             try:
-                arrival = await lane.fetch(order)
-            except LaneFailure as failure:
-                logger.warning("lane %s failed for ticket %s: %s", lane.name, order.ticket.ticket_id, failure)
-                error = failure.error
+                arrival = await lane.fetch(replace(order, is_last_lane=lane is lanes[-1]))
+            except LaneNotReady:
+                logger.info("lane %s to %s is being set up", lane.name, order.ticket.producer_id)
                 continue
-            seconds = time.monotonic() - start_s - arrival.wait_s
-            return FetchedTensor(arrival.tensor, arrival.outcome, lane.name, seconds, arrival.wait_s)
+            except LaneFailure as failure:
+                error = failure.error
+                self._note_failure(lane.name, failure, order.ticket)
+                continue
+            return self._note_arrival(lane.name, arrival, order.ticket, time.monotonic() - start_s - arrival.wait_s)
         raise error
+
+    def _note_arrival(self, lane: str, arrival: Arrival, ticket: Ticket, seconds: float) -> FetchedTensor:
+        self._memory.note_success(ticket.producer_id, lane)
+        self._ledger.note_transfer(lane, arrival.tensor.nbytes, seconds)
+        return FetchedTensor(arrival.tensor, arrival.outcome, lane, seconds, arrival.wait_s)
+
+    def _note_failure(self, lane: str, failure: LaneFailure, ticket: Ticket) -> None:
+        self._ledger.note_failure(lane)
+        if failure.is_passing:
+            logger.info("lane %s could not take ticket %s: %s", lane, ticket.ticket_id, failure)
+            return
+        pause_s = self._memory.note_failure(ticket.producer_id, lane)
+        logger.warning("lane %s to %s failed and is left out for %g s: %s", lane, ticket.producer_id, pause_s, failure)

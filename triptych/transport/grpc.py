@@ -70,6 +70,9 @@ class GrpcConsumerLane:
                 num_received += len(chunk.data)
             return Arrival(tensor, call.outcome, call.wait_s)
 
+    async def close(self) -> None:
+        """Nothing is held between calls."""
+
 
 def _check_chunk(chunk: TensorChunk, offset: int, num_bytes: int) -> None:
     """Raises IntegrityError unless the chunk is the next one, not empty, within `num_bytes` and whole."""

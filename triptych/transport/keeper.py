@@ -11,7 +11,6 @@ from typing import Any
 from triptych.errors import TriptychError
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.status import rpc_errors
-from triptych.transport.local import LocalProducers
 from triptych.transport.ticket import Ticket
 from triptych.v1.tensor_pb2 import ReleaseRequest, RenewRequest
 from triptych.v1.tensor_pb2_grpc import TensorServiceStub
@@ -28,9 +27,8 @@ class LeaseKeeper:
     A release that can't be delivered is logged and forgotten: the lease then ends by running out.
     """
 
-    def __init__(self, channels: ChannelPool, local_producers: LocalProducers, lease_s: float) -> None:
+    def __init__(self, channels: ChannelPool, lease_s: float) -> None:
         self._channels = channels
-        self._local_producers = local_producers
         self._interval_s = lease_s / 3
         # Endpoint -> tickets to release there, and the task that does so.
         self._done: dict[str, list[str]] = {}
@@ -48,10 +46,6 @@ class LeaseKeeper:
 
     def release(self, ticket: Ticket) -> None:
         """Tell the producer, without waiting for it, that the ticket is not wanted any more."""
-        leases = self._local_producers.get(ticket.producer_id)
-        if leases is not None:
-            leases.release([ticket.ticket_id])
-            return
         endpoint = ticket.producer_endpoint
         self._done.setdefault(endpoint, []).append(ticket.ticket_id)
         if endpoint not in self._senders:
@@ -83,10 +77,6 @@ class LeaseKeeper:
     async def _heartbeat(self, ticket: Ticket) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
-            leases = self._local_producers.get(ticket.producer_id)
-            if leases is not None:
-                leases.renew([ticket.ticket_id])
-                continue
             try:
                 with rpc_errors(ticket.producer_endpoint):
                     stub: Any = TensorServiceStub(self._channels.get(ticket.producer_endpoint))

@@ -1,10 +1,10 @@
 """What a lane is: one way for the rows of a tensor to get from the actor that holds them to the one that needs them.
 
-A lane has two ends. The consumer's end drives: it opens Fetch (or reaches into the same process), says where the rows
-shall go and ends when they are there and checked. The producer's end runs inside that Fetch call, while the lease is
-pinned, and ends when it does; whatever it holds for the transfer it lets go of in a `finally`. A lane whose receiver
-must be ready before the sender may start (NCCL) hands its link and slot over in the header, waits in `send` for the
-consumer's word through a service of its own, and both ends are held to the deadline.
+A lane has two ends. The consumer's end drives: it opens Fetch, says where the rows shall go and ends when they are
+there and checked. The producer's end runs inside that Fetch call, while the lease is pinned, and ends when it does;
+whatever it holds for the transfer it lets go of in a `finally`. A lane whose receiver must be ready before the sender
+may start (NCCL) names the transfer in the header, waits in `send` for the consumer's word on a stream of its own
+(`links`), and both ends are held to the deadline.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from triptych.errors import DeadlineExceeded, TriptychError
+from triptych.errors import DeadlineExceeded, Overloaded, TriptychError
 from triptych.rpc.deadline import Deadline
 from triptych.transport.ticket import TensorSpec, Ticket
 from triptych.v1.tensor_pb2 import FetchResponse, PrefillOutcome, TensorHeader
@@ -36,17 +36,28 @@ class LaneFailure(Exception):
         super().__init__(error.message)
         self.error = error
 
+    @property
+    def is_passing(self) -> bool:
+        """Used up just now, but not broken: the very next transfer may use the lane again."""
+        return isinstance(self.error, Overloaded)
+
+
+class LaneNotReady(Exception):
+    """The lane is being set up, which this transfer need not wait for: there is another lane."""
+
 
 @dataclass(frozen=True)
 class FetchOrder:
     """What a consumer wants: the rows of `ticket` from `first_row` on, before `deadline`.
 
+    `is_last_lane`: no other lane is left to try, so that the lane had better wait until it is set up.
     Raises InvalidRequest when the ticket's tensor has fewer than `first_row` rows.
     """
 
     ticket: Ticket
     first_row: int
     deadline: Deadline
+    is_last_lane: bool = True
 
     def __post_init__(self) -> None:
         self.ticket.spec.from_row(self.first_row)
@@ -86,9 +97,14 @@ class ConsumerLane(Protocol):
     async def fetch(self, order: FetchOrder) -> Arrival:
         """Wait for the tensor and take it over.
 
-        Raises LaneFailure where another lane may do better, else the TriptychError that the caller is to see:
-        the producer's own failure, Unavailable when it is gone, IntegrityError when it does not fit the ticket.
+        Raises LaneFailure where another lane may do better, LaneNotReady unless it is the last one, else the
+        TriptychError that the caller is to see: the producer's own failure, Unavailable when it is gone, IntegrityError
+        when it does not fit the ticket.
         """
+        ...
+
+    async def close(self) -> None:
+        """Let go of memory and links; idempotent."""
         ...
 
 

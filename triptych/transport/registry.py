@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
+
+import torch
 
 from triptych.config import TransportSection
 from triptych.errors import ConfigurationError
 from triptych.rpc.channels import ChannelPool
+from triptych.transport.device_id import device_id
 from triptych.transport.grpc import GrpcConsumerLane, GrpcProducerLane
 from triptych.transport.lanes import ConsumerLane, ProducerLane
-from triptych.transport.local import LocalConsumerLane, LocalProducers
+from triptych.transport.links.gloo import GlooBackend
+from triptych.transport.links.lane import LinkConsumerLane, LinkProducerLane, NcclConsumerLane
+from triptych.transport.links.nccl import NcclBackend, has_nccl
+from triptych.transport.links.settings import LinkSettings
 from triptych.transport.shared_memory import SharedMemorySlab, sweep_dead_slabs
 from triptych.transport.shm import ShmConsumerLane, ShmProducerLane
 
@@ -21,49 +28,42 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProducerSide:
-    """What the producer's end of a lane may be made of."""
+    """What the producer's end of a lane may be made of. `device`: where the tensors are made."""
 
     producer_id: str
     transport: TransportSection
+    device: torch.device
 
 
 @dataclass(frozen=True)
 class ConsumerSide:
-    """What the consumer's end of a lane may be made of."""
+    """What the consumer's end of a lane may be made of. `device`: where the tensors are needed."""
 
     consumer_id: str
     host_id: str
     transport: TransportSection
     channels: ChannelPool
-    local_producers: LocalProducers
+    device: torch.device
 
 
 @dataclass(frozen=True)
 class LaneKind:
-    """Makers of both ends. `make_producer` answers None where this machine or its configuration can't serve the lane;
-    it is absent for a lane that needs no end inside Fetch."""
+    """Makers of both ends; they answer None where this machine or its configuration can't serve the lane."""
 
-    make_consumer: Callable[[ConsumerSide], ConsumerLane]
-    make_producer: Callable[[ProducerSide], ProducerLane | None] | None
+    make_consumer: Callable[[ConsumerSide], ConsumerLane | None]
+    make_producer: Callable[[ProducerSide], ProducerLane | None]
 
 
-def make_producer_lanes(side: ProducerSide) -> dict[str, ProducerLane | None]:
-    """The lanes that a producer serves, best first; None for those that need no end inside Fetch.
-
-    Raises ConfigurationError for a name that is no lane.
-    """
-    lanes: dict[str, ProducerLane | None] = {}
-    for name in side.transport.lanes:
-        make = _kind(name).make_producer
-        lane = make(side) if make else None
-        if lane is not None or make is None:
-            lanes[name] = lane
-    return lanes
+def make_producer_lanes(side: ProducerSide) -> dict[str, ProducerLane]:
+    """The lanes that a producer serves, best first. Raises ConfigurationError for a name that is no lane."""
+    lanes = {name: _kind(name).make_producer(side) for name in side.transport.lanes}
+    return {name: lane for name, lane in lanes.items() if lane is not None}
 
 
 def make_consumer_lanes(side: ConsumerSide) -> list[ConsumerLane]:
     """The lanes that a consumer may use, best first. Raises ConfigurationError for a name that is no lane."""
-    return [_kind(name).make_consumer(side) for name in side.transport.lanes]
+    lanes = [_kind(name).make_consumer(side) for name in side.transport.lanes]
+    return [lane for lane in lanes if lane is not None]
 
 
 def _kind(name: str) -> LaneKind:
@@ -87,12 +87,55 @@ def _make_shm_producer(side: ProducerSide) -> ShmProducerLane | None:
     return ShmProducerLane(slab)
 
 
+def _gloo_settings(transport: TransportSection) -> LinkSettings:
+    return LinkSettings(
+        lane="gloo",
+        device=torch.device("cpu"),
+        make_backend=GlooBackend,
+        timeout_s=transport.link_timeout_s,
+        idle_s=transport.link_idle_s,
+        max_links=transport.max_links,
+        num_slots=transport.link_slots,
+        has_checksums=True,
+    )
+
+
+def _nccl_settings(transport: TransportSection, device: torch.device) -> LinkSettings:
+    return LinkSettings(
+        lane="nccl",
+        device=device,
+        make_backend=partial(NcclBackend, device=device, max_ctas=transport.nccl_max_ctas),
+        timeout_s=transport.link_timeout_s,
+        idle_s=transport.link_idle_s,
+        max_links=transport.max_links,
+        num_slots=transport.link_slots,
+        has_checksums=transport.gpu_checksums,
+    )
+
+
+def _make_nccl_producer(side: ProducerSide) -> LinkProducerLane | None:
+    if not has_nccl(side.device):
+        return None
+    return LinkProducerLane(side.producer_id, _nccl_settings(side.transport, side.device))
+
+
+def _make_nccl_consumer(side: ConsumerSide) -> NcclConsumerLane | None:
+    if not has_nccl(side.device):
+        return None
+    settings = _nccl_settings(side.transport, side.device)
+    return NcclConsumerLane(side.consumer_id, side.channels, settings, device_id(side.device))
+
+
 LANES = MappingProxyType(
     {
-        "local": LaneKind(lambda side: LocalConsumerLane(side.local_producers), None),
+        "nccl": LaneKind(_make_nccl_consumer, _make_nccl_producer),
         "shm": LaneKind(
             lambda side: ShmConsumerLane(side.channels, side.consumer_id, side.host_id),
             _make_shm_producer,
+        ),
+        "gloo": LaneKind(
+            lambda side: LinkConsumerLane(side.consumer_id, side.channels, _gloo_settings(side.transport)),
+            lambda side: LinkProducerLane(side.producer_id, _gloo_settings(side.transport)),
         ),
         "grpc": LaneKind(
             lambda side: GrpcConsumerLane(side.channels, side.consumer_id),

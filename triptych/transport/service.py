@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import grpc
+import torch
 
 from triptych.config import TransportSection
 from triptych.errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, NotFound
@@ -13,6 +14,7 @@ from triptych.rpc.deadline import Deadline
 from triptych.transport.header import make_header
 from triptych.transport.lanes import LANE_FIELD, PRODUCER_FIELD, ProducerLane
 from triptych.transport.lease import LeaseTable
+from triptych.transport.links.lane import LinkProducerLane
 from triptych.transport.registry import ProducerSide, make_producer_lanes
 from triptych.transport.ticket import TensorSpec, check_id
 from triptych.v1 import tensor_pb2, tensor_pb2_grpc
@@ -24,20 +26,26 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TensorService(tensor_pb2_grpc.TensorServiceServicer):  # type: ignore[misc]
-    """Serves Fetch, Release and Renew for one producer; owns its ends of the lanes (close it after the server).
+    """Serves Fetch, Release, Renew and OpenLink for one producer; owns its ends of the lanes (close it after the
+    server). `device` is where the producer makes its tensors.
 
     Raises ConfigurationError for an unknown name in `transport.lanes`.
     """
 
     def __init__(
-        self, leases: LeaseTable, producer_id: str, model_fingerprint: str, transport: TransportSection
+        self,
+        leases: LeaseTable,
+        producer_id: str,
+        model_fingerprint: str,
+        transport: TransportSection,
+        device: torch.device | None = None,
     ) -> None:
         self._leases = leases
         self._producer_id = producer_id
         self._model_fingerprint = model_fingerprint
         # A caller that brings no deadline gets as long as a lease lives.
         self._default_timeout_s = transport.lease_s
-        self._lanes = make_producer_lanes(ProducerSide(producer_id, transport))
+        self._lanes = make_producer_lanes(ProducerSide(producer_id, transport, device or torch.device("cpu")))
 
     @property
     def lanes(self) -> tuple[str, ...]:
@@ -66,11 +74,27 @@ class TensorService(tensor_pb2_grpc.TensorServiceServicer):  # type: ignore[misc
     async def Renew(self, request: tensor_pb2.RenewRequest, context: Context) -> tensor_pb2.RenewResponse:
         return tensor_pb2.RenewResponse(unknown_ticket_ids=self._leases.renew(_checked(request.ticket_ids)))
 
+    async def OpenLink(self, requests: Any, context: Context) -> None:
+        first: Any = await context.read()
+        if first is grpc.aio.EOF or not first.HasField("open"):
+            raise InvalidRequest("a link begins with `open`", field="open")
+        self._check_producer(first.open.producer_id)
+        check_id(first.open.consumer_id, "open.consumer_id")
+        lane = self._lane(first.open.lane)
+        if not isinstance(lane, LinkProducerLane):
+            raise FailedPrecondition(f"lane {lane.name!r} has no links", field=LANE_FIELD)
+        await lane.serve(first.open, context.read, context.write)
+
+    def close_links(self) -> None:
+        """End the links, whose streams would keep a server from stopping; idempotent."""
+        for lane in self._lanes.values():
+            if isinstance(lane, LinkProducerLane):
+                lane.close()
+
     def close(self) -> None:
         """Let go of the lanes' memory; idempotent."""
         for lane in self._lanes.values():
-            if lane is not None:
-                lane.close()
+            lane.close()
 
     def _check_producer(self, producer_id: str) -> None:
         if producer_id != self._producer_id:
@@ -81,7 +105,7 @@ class TensorService(tensor_pb2_grpc.TensorServiceServicer):  # type: ignore[misc
     def _lane(self, name: str) -> ProducerLane:
         lane = self._lanes.get(name)
         if lane is None:
-            served = ", ".join(name for name, lane in self._lanes.items() if lane is not None)
+            served = ", ".join(self._lanes)
             raise FailedPrecondition(
                 f"lane {name[:64]!r} is not served here; served: {served} (transport.lanes)", field=LANE_FIELD
             )

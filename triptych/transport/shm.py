@@ -72,3 +72,6 @@ class ShmConsumerLane:
                 except (Unavailable, IntegrityError) as error:
                     raise LaneFailure(error) from None
             return Arrival(target, call.outcome, call.wait_s)
+
+    async def close(self) -> None:
+        """Nothing is held between calls."""

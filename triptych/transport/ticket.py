@@ -102,6 +102,7 @@ class Ticket:
     grid: Grid | None = None
     second_per_grid_t: float = 0.0
     lease_deadline_s: float = 0.0
+    device_id: str = ""
 
     @property
     def spec(self) -> TensorSpec:
@@ -122,6 +123,7 @@ class Ticket:
             second_per_grid_t=self.second_per_grid_t,
             lanes=self.lanes,
             lease_deadline_s=self.lease_deadline_s,
+            device_id=self.device_id,
         )
 
     @classmethod
@@ -153,6 +155,7 @@ class Ticket:
             grid=grid,
             second_per_grid_t=message.second_per_grid_t,
             lease_deadline_s=message.lease_deadline_s,
+            device_id=message.device_id,
         )
 
 

@@ -68,7 +68,7 @@ class GetActorInfoResponse(_message.Message):
     def __init__(self, info: _Optional[_Union[ActorInfo, _Mapping]] = ...) -> None: ...
 
 class ActorInfo(_message.Message):
-    __slots__ = ("actor_id", "stage", "endpoint", "host_id", "process_id", "model_fingerprint", "dtype", "lanes", "multimodal_disaggregated", "weights", "encoder", "language", "leases", "state", "ranks")
+    __slots__ = ("actor_id", "stage", "endpoint", "host_id", "process_id", "model_fingerprint", "dtype", "lanes", "multimodal_disaggregated", "weights", "encoder", "language", "leases", "state", "ranks", "device_id", "lane_counters")
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,8 @@ class ActorInfo(_message.Message):
     LEASES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    LANE_COUNTERS_FIELD_NUMBER: _ClassVar[int]
     actor_id: str
     stage: _common_pb2.Stage
     endpoint: str
@@ -99,7 +101,23 @@ class ActorInfo(_message.Message):
     leases: LeaseCounters
     state: ActorState
     ranks: _containers.RepeatedCompositeFieldContainer[RankInfo]
-    def __init__(self, actor_id: _Optional[str] = ..., stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., endpoint: _Optional[str] = ..., host_id: _Optional[str] = ..., process_id: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., lanes: _Optional[_Iterable[str]] = ..., multimodal_disaggregated: bool = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., encoder: _Optional[_Union[EncoderCounters, _Mapping]] = ..., language: _Optional[_Union[LanguageCounters, _Mapping]] = ..., leases: _Optional[_Union[LeaseCounters, _Mapping]] = ..., state: _Optional[_Union[ActorState, str]] = ..., ranks: _Optional[_Iterable[_Union[RankInfo, _Mapping]]] = ...) -> None: ...
+    device_id: str
+    lane_counters: _containers.RepeatedCompositeFieldContainer[LaneCounters]
+    def __init__(self, actor_id: _Optional[str] = ..., stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., endpoint: _Optional[str] = ..., host_id: _Optional[str] = ..., process_id: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., lanes: _Optional[_Iterable[str]] = ..., multimodal_disaggregated: bool = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., encoder: _Optional[_Union[EncoderCounters, _Mapping]] = ..., language: _Optional[_Union[LanguageCounters, _Mapping]] = ..., leases: _Optional[_Union[LeaseCounters, _Mapping]] = ..., state: _Optional[_Union[ActorState, str]] = ..., ranks: _Optional[_Iterable[_Union[RankInfo, _Mapping]]] = ..., device_id: _Optional[str] = ..., lane_counters: _Optional[_Iterable[_Union[LaneCounters, _Mapping]]] = ...) -> None: ...
+
+class LaneCounters(_message.Message):
+    __slots__ = ("lane", "num_transfers", "num_bytes", "seconds", "num_failures")
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    NUM_TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    lane: str
+    num_transfers: int
+    num_bytes: int
+    seconds: float
+    num_failures: int
+    def __init__(self, lane: _Optional[str] = ..., num_transfers: _Optional[int] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., num_failures: _Optional[int] = ...) -> None: ...
 
 class RankInfo(_message.Message):
     __slots__ = ("rank", "process_id", "host_id", "weights")

@@ -50,6 +50,11 @@ class TensorServiceStub(object):
                 request_serializer=triptych_dot_v1_dot_tensor__pb2.RenewRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_tensor__pb2.RenewResponse.FromString,
                 _registered_method=True)
+        self.OpenLink = channel.stream_stream(
+                '/triptych.v1.TensorService/OpenLink',
+                request_serializer=triptych_dot_v1_dot_tensor__pb2.OpenLinkRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_tensor__pb2.OpenLinkResponse.FromString,
+                _registered_method=True)
 
 
 class TensorServiceServicer(object):
@@ -78,6 +83,15 @@ class TensorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenLink(self, request_iterator, context):
+        """Lanes "nccl" and "gloo": a link from this producer to the caller, for as long as the call lives. The caller asks with
+        `open`, is told where to meet, both ends connect, and the producer says `connected`. From then on the caller says
+        `ready` for one transfer after the other, and the answers `posted` come in that order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TensorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +109,11 @@ def add_TensorServiceServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=triptych_dot_v1_dot_tensor__pb2.RenewRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_tensor__pb2.RenewResponse.SerializeToString,
+            ),
+            'OpenLink': grpc.stream_stream_rpc_method_handler(
+                    servicer.OpenLink,
+                    request_deserializer=triptych_dot_v1_dot_tensor__pb2.OpenLinkRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_tensor__pb2.OpenLinkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +198,33 @@ class TensorService(object):
             '/triptych.v1.TensorService/Renew',
             triptych_dot_v1_dot_tensor__pb2.RenewRequest.SerializeToString,
             triptych_dot_v1_dot_tensor__pb2.RenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenLink(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/triptych.v1.TensorService/OpenLink',
+            triptych_dot_v1_dot_tensor__pb2.OpenLinkRequest.SerializeToString,
+            triptych_dot_v1_dot_tensor__pb2.OpenLinkResponse.FromString,
             options,
             channel_credentials,
             insecure,
