@@ -83,7 +83,8 @@ def main() -> int:
     if arguments.out:
         record = {
             "date": time.strftime("%Y-%m-%d"),
-            "command": f"python -m benchmarks.chaos --seed {arguments.seed} --requests {arguments.requests}",
+            "command": f"python -m benchmarks.chaos --seed {arguments.seed} --requests {arguments.requests} "
+            f"--rate {arguments.rate:g} --interval {arguments.interval[0]:g} {arguments.interval[1]:g}",
             "versions": {"python": platform.python_version(), **{n: version(n) for n in ("ray", "torch", "grpcio")}},
             "replicas": list(arguments.replicas),
             "seconds": {"undisturbed": round(calm_s, 1), "both": round(time.monotonic() - started_s, 1)},
