@@ -23,10 +23,14 @@ class AnswerText:
 
     def __init__(self, detokenizer: IncrementalDetokenizer, stops: Sequence[str]) -> None:
         self._detokenizer = detokenizer
+        self._has_stops = bool(stops)
         self._scanner = StopScanner(stops)
 
     def push(self, token_ids: Sequence[int], *, is_last: bool = False) -> AnswerPiece:
         """What these tokens add. With `is_last` nothing is held back any more."""
+        if not self._has_stops:
+            text = self._detokenizer.feed(token_ids) + (self._detokenizer.flush() if is_last else "")
+            return AnswerPiece(text, tuple(token_ids), is_stopped=False)
         texts = []
         for number, token_id in enumerate(token_ids, start=1):
             scanned = self._scanner.push(self._detokenizer.feed([token_id]))

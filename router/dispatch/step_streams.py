@@ -1,4 +1,4 @@
-"""One StreamSteps call to each LLM actor, taken apart into a queue for each request."""
+"""One StreamSteps call to each LLM actor, taken apart by request."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from contextlib import contextmanager
 import grpc
 
 from router.control.membership import Member, Membership
+from router.dispatch.decoded_tokens import DecodedTokens
 from router.dispatch.remote_failure import is_actor_lost
-from router.dispatch.token_queue import TokenQueue, Tokens
+from router.dispatch.token_queue import Tokens
 from triptych.errors import Unavailable
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.status import from_rpc_error
@@ -32,15 +33,15 @@ class StepStreams:
         membership.on_change(self._close_streams_of_the_gone)
 
     @contextmanager
-    def subscribe(self, member: Member, request_id: str, num_choices: int = 1) -> Iterator[TokenQueue]:
-        """The queue that `member` fills with the tokens of `request_id`, for the body's duration."""
+    def subscribe(self, member: Member, request_id: str, tokens: DecodedTokens) -> Iterator[None]:
+        """What `member` generates for `request_id` goes to `tokens`, for the body's duration."""
         stream = self._streams.get(member.actor_id)
         if stream is None or stream.is_ended:
             stream = StepStream(member, self.router_id, self._channels, self._membership)
             self._streams[member.actor_id] = stream
-        queue = stream.add(request_id, num_choices)
+        stream.add(request_id, tokens)
         try:
-            yield queue
+            yield
         finally:
             stream.remove(request_id)
             self._close_streams_of_the_gone()
@@ -69,28 +70,26 @@ class StepStream:
         self._router_id = router_id
         self._channels = channels
         self._membership = membership
-        self._queues: dict[str, TokenQueue] = {}
+        self._requests: dict[str, DecodedTokens] = {}
         self.task = asyncio.create_task(self._run(), name=f"steps of {member.actor_id}")
 
     @property
     def num_requests(self) -> int:
         """Requests whose tokens come on this stream."""
-        return len(self._queues)
+        return len(self._requests)
 
     @property
     def is_ended(self) -> bool:
         """The stream broke or was closed; a new one is needed."""
         return self.task.done()
 
-    def add(self, request_id: str, num_choices: int = 1) -> TokenQueue:
-        """Begins to collect the tokens of a request."""
-        queue = TokenQueue(range(num_choices))
-        self._queues[request_id] = queue
-        return queue
+    def add(self, request_id: str, tokens: DecodedTokens) -> None:
+        """Tokens of this request go there from now on."""
+        self._requests[request_id] = tokens
 
     def remove(self, request_id: str) -> None:
         """Tokens of this request are thrown away from now on."""
-        self._queues.pop(request_id, None)
+        self._requests.pop(request_id, None)
 
     def cancel(self) -> None:
         """Closes the stream; its requests fail."""
@@ -113,13 +112,13 @@ class StepStream:
         stub = language_pb2_grpc.LanguageServiceStub(self._channels.get(self._member.endpoint))
         async for response in stub.StreamSteps(language_pb2.StreamStepsRequest(router_id=self._router_id)):
             for output in response.outputs:
-                queue = self._queues.get(output.request_id)
-                if queue is not None:
-                    queue.put(_tokens(output))
+                tokens = self._requests.get(output.request_id)
+                if tokens is not None:
+                    tokens.put(_tokens(output))
 
     def _fail_all(self, reason: str) -> None:
-        for queue in self._queues.values():
-            queue.fail(Unavailable(f"the step stream of actor {self._member.actor_id} broke: {reason}"))
+        for tokens in self._requests.values():
+            tokens.fail(Unavailable(f"the step stream of actor {self._member.actor_id} broke: {reason}"))
 
 
 def _tokens(output: language_pb2.SequenceOutput) -> Tokens:

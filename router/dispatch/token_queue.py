@@ -66,7 +66,10 @@ class TokenQueue:
         """Adds tokens; what comes after the last ones of an answer is ignored."""
         if tokens.choice_index not in self._unfinished:
             return
-        self._pending.setdefault(tokens.choice_index, _Pending()).add(tokens)
+        pending = self._pending.get(tokens.choice_index)
+        if pending is None:
+            pending = self._pending[tokens.choice_index] = _Pending()
+        pending.add(tokens)
         if tokens.is_last:
             self._unfinished.discard(tokens.choice_index)
             self._settle_when_ended()

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 from router.control.membership import Member
 from router.dispatch.client_fields import in_client_terms
+from router.dispatch.decoded_tokens import DecodedTokens
 from router.dispatch.first_cause import first_cause, wait_for_earlier_failures
 from router.dispatch.loads import Load, LoadHold, LoadLedger
 from router.dispatch.placement import Placement
@@ -72,9 +74,9 @@ class Walk:
         with ExitStack() as held:
             held.callback(self.close)
             held.callback(self._release_tickets)
-            steps = held.enter_context(
-                self._streams.subscribe(placement.decode, requests.walk_id, requests.num_choices)
-            )
+            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            decoded = DecodedTokens(partial(self._pass_on, output, answered))
+            held.enter_context(self._streams.subscribe(placement.decode, requests.walk_id, decoded))
             try:
                 async with asyncio.TaskGroup() as group:
                     legs = [
@@ -85,7 +87,7 @@ class Walk:
                         legs.append(group.create_task(self._prefill(requests.prefill, tuple(legs), output, deadline)))
                     before_decode = tuple(legs)
                     legs.append(group.create_task(self._decode(before_decode, deadline)))
-                    await self._forward(steps, before_decode, output, self._prompt)
+                    await self._until_answered(decoded, answered, before_decode)
                     await self._collect_figures(legs)
             except ExceptionGroup as failures:
                 raise first_cause(failures) from None
@@ -117,20 +119,29 @@ class Walk:
         async with self._leg(self._placement.decode, earlier, self._requests.client_fields):
             self.record.decode = await self._calls.decode(self._placement.decode, self._requests.decode, deadline)
 
-    async def _forward(self, steps: TokenQueue, earlier: Collection[Leg], output: TokenQueue, prompt: LoadHold) -> None:
-        """Passes on what comes on the step stream, behind the prefill's first token even when it came sooner."""
+    async def _until_answered(
+        self, decoded: DecodedTokens, answered: asyncio.Future[None], earlier: Collection[Leg]
+    ) -> None:
+        """Lets through what comes on the step stream, behind the prefill's first token even when it came sooner."""
         async with self._leg(self._placement.decode, earlier, {}):
             if self._placement.prefill is not None:
                 await asyncio.wait(earlier)
-            while not self.record.is_answered:
-                tokens = await steps.take()
-                prompt.release()
-                self.record.num_decoded += len(tokens.token_ids)
-                self.record.note_tokens(tokens)
-                output.put(tokens)
-                if tokens.choice_index in self._stopped and not tokens.is_last:
-                    # The word came before the actor had begun with it.
-                    self.stop_choice(tokens.choice_index)
+            decoded.let_through()
+            if not self.record.is_answered:
+                await decoded.wait_for(answered)
+
+    def _pass_on(self, output: TokenQueue, answered: asyncio.Future[None], tokens: Tokens) -> None:
+        if tokens.choice_index not in self.record.unfinished:
+            return
+        self._prompt.release()
+        self.record.num_decoded += len(tokens.token_ids)
+        self.record.note_tokens(tokens)
+        output.put(tokens)
+        if self.record.is_answered:
+            answered.set_result(None)
+        elif tokens.choice_index in self._stopped and not tokens.is_last:
+            # The word came before the actor had begun with it.
+            self.stop_choice(tokens.choice_index)
 
     async def _collect_figures(self, legs: Collection[Leg]) -> None:
         """The answer is complete: waits shortly for the responses that tell timings, and ends what goes on longer."""
