@@ -27,12 +27,22 @@ ATTENTION_BACKENDS: Mapping[str, Callable[[PagedKvCache], PagedAttention]] = Map
     {"torch": TorchPagedAttention, "triton": _build_triton}
 )
 
+# Libraries that people ask for by name, and their packages.
+_NOT_BUILT_IN: Mapping[str, str] = MappingProxyType({"flashinfer": "flashinfer-python", "flash_attn": "flash-attn"})
+
 
 def choose_attention(name: str, device: torch.device) -> str:
     """The backend that `name` means on `device`. Raises ConfigurationError for an unknown or an unavailable one."""
     has_triton = importlib.util.find_spec("triton") is not None
     if name == AUTO:
         return "triton" if device.type == "cuda" and has_triton else "torch"
+    if name in _NOT_BUILT_IN:
+        raise ConfigurationError(
+            f"attention is {name!r}, but the package {_NOT_BUILT_IN[name]} is not supported here: its kernels run on a "
+            "GPU alone, and no backend over them was verified on one; set attention to auto (triton takes cuDNN for "
+            "whole prompts), or register a PagedAttention of that name in ATTENTION_BACKENDS",
+            field="attention",
+        )
     if name not in ATTENTION_BACKENDS:
         raise ConfigurationError(
             f"attention is {name!r}, expected {AUTO} or one of {', '.join(sorted(ATTENTION_BACKENDS))}",
