@@ -56,7 +56,7 @@ class ProducerLinks:
         self._settings = settings
         self._launcher = ThreadPoolExecutor(1, thread_name_prefix=f"launch-{settings.lane}")
         self._offers: dict[str, Offer] = {}
-        # Of the links that are being served.
+        # The links that are open or opening.
         self._serving: set[asyncio.Task[None]] = set()
         # Consumer -> last epoch seen.
         self._epochs: OrderedDict[str, int] = OrderedDict()
@@ -95,19 +95,11 @@ class ProducerLinks:
     async def serve(self, opening: LinkOpen, read: Read, write: WriteResponse) -> None:
         """Opens a link to the caller and sends what it asks for, until either end ends it."""
         key = self._check_opening(opening)
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        try:
-            own_host = await asyncio.to_thread(address_toward, opening.consumer_host)
-            link = Link(key, self._settings.make_backend(own_host), self._launcher, self._settings.timeout_s)
-            try:
-                await self._open(link, own_host, write)
-                await self._answer(link, read, write)
-            finally:
-                link.abort()
-        finally:
-            self._serving.discard(task)
+        # A task of its own, for `close` to cancel: the call itself must go on to tell the consumer.
+        life = asyncio.create_task(self._live(key, opening.consumer_host, read, write), name=f"link {key}")
+        self._serving.add(life)
+        life.add_done_callback(self._serving.discard)
+        await life
 
     def close(self) -> None:
         """Ends all links; later ones are refused. Idempotent."""
@@ -115,6 +107,15 @@ class ProducerLinks:
         for task in list(self._serving):
             task.cancel()
         self._launcher.shutdown(wait=False)
+
+    async def _live(self, key: LinkKey, consumer_host: str, read: Read, write: WriteResponse) -> None:
+        own_host = await asyncio.to_thread(address_toward, consumer_host)
+        link = Link(key, self._settings.make_backend(own_host), self._launcher, self._settings.timeout_s)
+        try:
+            await self._open(link, own_host, write)
+            await self._answer(link, read, write)
+        finally:
+            link.abort()
 
     async def _open(self, link: Link, own_host: str, write: WriteResponse) -> None:
         meeting = await asyncio.to_thread(Meeting, own_host, self._settings.timeout_s)
@@ -162,9 +163,10 @@ class ProducerLinks:
         check_address(opening.consumer_host)
         if self._is_closed:
             raise FailedPrecondition(f"link {key}: the actor is shutting down", field=LANE_FIELD)
-        if opening.epoch <= self._epochs.get(opening.consumer_id, 0):
+        last_epoch = self._epochs.get(opening.consumer_id, 0)
+        if opening.epoch <= last_epoch:
             raise InvalidRequest(
-                f"link {key}: the last epoch was {self._epochs[opening.consumer_id]}, expected a later one",
+                f"link {key}: the last epoch was {last_epoch}, expected a later one",
                 field="open.epoch",
             )
         if len(self._serving) >= self._settings.max_links:
