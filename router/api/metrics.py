@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from router.api.counted_histogram import CountedHistogram
 from triptych.v1 import common_pb2, inference_pb2
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -54,7 +55,10 @@ class RouterMetrics:
         self.tpot = histogram(
             "request_time_per_output_token_seconds", "Mean time of a request's tokens after the first.", _TOKEN_BUCKETS
         )
-        self.itl = histogram("inter_token_latency_seconds", "Time between two tokens of an answer.", _TOKEN_BUCKETS)
+        self.itl = CountedHistogram(
+            "triptych:inter_token_latency_seconds", "Time between two tokens of an answer.", model_name, _TOKEN_BUCKETS
+        )
+        registry.register(self.itl)
         self.e2e = histogram("e2e_request_latency_seconds", "Arrival to the end of the answer.", _E2E_BUCKETS)
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of answered requests.")
         self._media_tokens = counter("media_tokens", "Part of the prompt tokens that stand for pictures and videos.")
@@ -131,8 +135,8 @@ class RequestMetrics:
             self._metrics.ttft.observe(now - self._begun_at)
         last_at = self._last_at.get(chunk.choice_index)
         if last_at is not None:
-            for _ in range(num_tokens):  # Those that came together share the time since the last.
-                self._metrics.itl.observe((now - last_at) / num_tokens)
+            # Those that came together share the time since the last.
+            self._metrics.itl.observe((now - last_at) / num_tokens, num_tokens)
         self._last_at[chunk.choice_index] = now
         self._num_tokens += num_tokens
         self._metrics.note_tokens(num_tokens)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from router.control.membership import Membership
@@ -41,8 +42,9 @@ class Dispatcher:
         self._max_attempts = config.router.max_attempts
         self._model_name = model_name
         self._admission = Admission(config.limits.max_pending_requests)
-        self._turns = AdmissionTurns(lambda: stage_room(membership, config), config.router.ageing_s)
-        membership.on_change(self._turns.wake)
+        self._room = stage_room(membership, config)
+        self._turns = AdmissionTurns(lambda: self._room, config.router.ageing_s)
+        membership.on_change(partial(self._note_members, membership, config))
         self._preparation = Preparation(config, model_name, folder)
         self._loads = LoadLedger()
         self._sweeper = ChannelSweeper(channels, membership, self._loads)
@@ -116,6 +118,10 @@ class Dispatcher:
                     generation.stop_choice(answer.index)
         summary = make_summary(self._model_name, request, generation, answers, clock)
         yield inference_pb2.GenerateResponse(summary=summary)
+
+    def _note_members(self, membership: Membership, config: DeploymentConfig) -> None:
+        self._room = stage_room(membership, config)
+        self._turns.wake()
 
     def _choice_answer(self, index: int, request: PreparedRequest) -> ChoiceAnswer:
         text = AnswerText(self._preparation.detokenizer(), request.sampling.stop)

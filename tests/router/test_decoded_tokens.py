@@ -31,7 +31,7 @@ async def test_an_error_counts_behind_the_tokens_that_came_before_it() -> None:
     decoded.fail(Unavailable("gone twice"))
     decoded.let_through()
     assert len(passed) == 1
-    with pytest.raises(Unavailable, match="gone$"):
+    with pytest.raises(Unavailable, match=r"gone$"):
         await decoded.wait_for(answered)
 
 

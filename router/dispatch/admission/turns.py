@@ -87,6 +87,8 @@ class AdmissionTurns:
         entry = _InLine(waiting, share, asyncio.get_running_loop().create_future())
         self._line.append(entry)
         self.wake()
+        if entry.turn.done():
+            return
         try:
             async with asyncio.timeout(deadline.remaining_s()):
                 await entry.turn
