@@ -1,0 +1,98 @@
+"""A whole system on this machine under load: `triptych serve` and `triptych bench serve`, as an operator runs them.
+
+`python -m benchmarks.serve_system --model FOLDER --config FILE --out FOLDER [--limit-s 200]` starts the system, sends
+each load of the table below, and writes one JSON for each, a `summary.json`, and what the system logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_START_TIMEOUT_S = 150.0
+# Name, and flags of `triptych bench serve`.
+LOADS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("1x720p_alone", ("--num-images", "1", "--num-prompts", "20", "--max-concurrency", "1", "--output-len", "16")),
+    (
+        "8x1080p_alone",
+        ("--num-images", "8", "--image-size", "1920x1080", "--num-prompts", "6", "--max-concurrency", "1"),
+    ),
+    ("1x720p_16_a_second", ("--num-images", "1", "--num-prompts", "120", "--request-rate", "16")),
+    ("1x720p_32_a_second", ("--num-images", "1", "--num-prompts", "200", "--request-rate", "32")),
+    ("1x720p_all_at_once", ("--num-images", "1", "--num-prompts", "128")),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit-s", type=float, default=240.0, help="loads that would begin later are left out")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    started_s = time.monotonic()
+    command = [sys.executable, "-m", "router.cli", "serve", "--model", arguments.model]
+    log = arguments.out / "serve.log"
+    with log.open("w") as file:
+        serve = subprocess.Popen(
+            [*command, "--config", str(arguments.config), "--port", "0", "--http-port", "-1", "--actor-logs"],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    summary: dict[str, object] = {}
+    try:
+        endpoint = _wait_for_endpoint(serve, log)
+        summary["start_s"] = round(time.monotonic() - started_s, 1)
+        for name, flags in LOADS:
+            if time.monotonic() - started_s > arguments.limit_s:
+                break
+            summary[name] = _send(name, flags, endpoint, arguments)
+            (arguments.out / "summary.json").write_text(json.dumps(summary, indent=1))
+    finally:
+        serve.send_signal(signal.SIGINT)
+        try:
+            serve.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            serve.kill()
+    print(json.dumps(summary, indent=1))
+    return 0
+
+
+def _wait_for_endpoint(serve: subprocess.Popen[bytes], log: Path) -> str:
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline_s and serve.poll() is None:
+        found = re.search(r"serves .* at \S*?(\d+\.\d+\.\d+\.\d+:\d+)", log.read_text())
+        if found:
+            return found.group(1)
+        time.sleep(0.2)
+    raise SystemExit(f"the system did not start:\n{log.read_text()[-4_000:]}")
+
+
+def _send(name: str, flags: tuple[str, ...], endpoint: str, arguments: argparse.Namespace) -> dict[str, float]:
+    out = arguments.out / f"{name}.json"
+    command = [sys.executable, "-m", "router.cli", "bench", "serve", "--endpoint", endpoint, "--save-result", str(out)]
+    subprocess.run([*command, "--tokenizer", arguments.model, *flags], check=False, stdout=subprocess.DEVNULL)
+    figures = json.loads(out.read_text())["figures"]
+    return {
+        "completed": figures["num_completed"],
+        "failed": figures["num_failed"],
+        "requests_s": round(figures["request_throughput"], 2),
+        **{
+            f"{metric}_p{percent}": round(figures[metric]["percentiles"][percent], 2)
+            for metric in ("ttft_ms", "tpot_ms")
+            for percent in ("50", "99")
+        },
+        "encode_p50_ms": round(figures["stages_ms"].get("encode_s", {}).get("percentiles", {}).get("50", 0.0), 2),
+        "prefill_p50_ms": round(figures["stages_ms"].get("prefill_s", {}).get("percentiles", {}).get("50", 0.0), 2),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
