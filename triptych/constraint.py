@@ -13,6 +13,8 @@ FIELD = "sampling.constraint"
 # JSON allows any amount of whitespace; a model that has lost its way would go on with it until max_tokens.
 _JSON_WHITESPACE = r"[ \n\r\t]{0,20}"
 _MAX_MESSAGE_CHARACTERS = 400
+# What the library says where nothing may follow, not even the end; and what its own state begins with in messages.
+_NOTHING_FITS, _STATE = "NoExtensionBias", "<state>"
 
 
 class Form(StrEnum):
@@ -94,7 +96,9 @@ class Constraint:
             raise self.refused(messages[0])
 
     def refused(self, reason: str) -> InvalidRequest:
-        reason = " ".join(reason.split())[:_MAX_MESSAGE_CHARACTERS]
+        reason = " ".join(reason.partition(_STATE)[0].split())[:_MAX_MESSAGE_CHARACTERS]
+        if reason == _NOTHING_FITS:
+            reason = "there is no text of this form"
         return InvalidRequest(f"{self.field} can't be used: {reason}", field=self.field)
 
     def to_proto(self) -> common_pb2.Constraint:

@@ -15,7 +15,8 @@ MAX_TEMPERATURE = 100.0
 MAX_STOP_TOKEN_IDS = 1_024
 SEED_BITS = 64
 MAX_PENALTY = 2.0
-MAX_REPETITION_PENALTY = 100.0
+# Logits are divided by it: much less than the lower one, and they are no finite numbers any more.
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
 MAX_LOGIT_BIAS = 100.0
 
 
@@ -133,10 +134,9 @@ class SamplingParameters:
             if not (math.isfinite(value) and abs(value) <= MAX_PENALTY):
                 raise _out_of_range(name, value, f"a number from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
         penalty = self.repetition_penalty
-        if not (math.isfinite(penalty) and 0.0 < penalty <= MAX_REPETITION_PENALTY):
-            raise _out_of_range(
-                "repetition_penalty", penalty, f"a number above 0 and at most {MAX_REPETITION_PENALTY:g}; 1 is off"
-            )
+        if not (math.isfinite(penalty) and MIN_REPETITION_PENALTY <= penalty <= MAX_REPETITION_PENALTY):
+            expected = f"a number from {MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}; 1 is off"
+            raise _out_of_range("repetition_penalty", penalty, expected)
         for token, bias in self.logit_bias:
             if not (math.isfinite(bias) and abs(bias) <= MAX_LOGIT_BIAS):
                 raise InvalidRequest(

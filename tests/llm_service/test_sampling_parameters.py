@@ -82,6 +82,7 @@ def test_round_trip_leaves_nothing_to_a_default() -> None:
         ("presence_penalty", {"presence_penalty": 2.1}, InvalidRequest),
         ("frequency_penalty", {"frequency_penalty": math.nan}, InvalidRequest),
         ("repetition_penalty", {"repetition_penalty": 0.0}, InvalidRequest),
+        ("repetition_penalty", {"repetition_penalty": 0.0099}, InvalidRequest),
         ("repetition_penalty", {"repetition_penalty": math.inf}, InvalidRequest),
         ("logit_bias", {"logit_bias": {3: 101.0}}, InvalidRequest),
         ("logit_bias", {"logit_bias": {3: math.nan}}, InvalidRequest),
