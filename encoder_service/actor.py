@@ -17,6 +17,8 @@ from triptych.errors import Unavailable
 from triptych.rpc.actor_admin import ActorAdminService
 from triptych.rpc.server import RpcServer
 from triptych.rpc.tls import stage_server_credentials
+from triptych.telemetry.call_scope import CallScopes
+from triptych.telemetry.tracing import Tracing
 from triptych.transport.device_id import device_id
 from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.service import TensorService
@@ -52,6 +54,7 @@ class EncoderActor:
         self._tensor_service: TensorService | None = None
         self._server: RpcServer | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._tracing: Tracing | None = None
 
     async def start(self) -> bytes:
         """Loads the vision tower, serves, and answers the serialized ActorInfo.
@@ -88,6 +91,8 @@ class EncoderActor:
             await self._server.stop(_STOP_GRACE_S)
         if self._tensor_service is not None:
             self._tensor_service.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     async def ping(self) -> str:
         """The incarnation id, for who asks whether this process lives. Raises Unavailable when its engine does not."""
@@ -97,6 +102,7 @@ class EncoderActor:
 
     async def _start(self) -> None:
         config = self._config
+        self._tracing = Tracing.open(config.telemetry, "encoder", self._actor_id)
         self._stage = stage = await load_stage(config, self._actor_id)
         self._tensor_service = tensor_service = TensorService(
             stage.leases, self._actor_id, stage.produced.model_fingerprint, config.transport, stage.device
@@ -109,7 +115,7 @@ class EncoderActor:
         )
         server.add(
             encoder_pb2_grpc.add_EncoderServiceServicer_to_server,
-            EncoderService(stage, config.defaults.timeout_s),
+            EncoderService(stage, config.defaults.timeout_s, CallScopes(self._tracing)),
             encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
         )
         server.add(

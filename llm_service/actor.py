@@ -30,6 +30,8 @@ from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
 from triptych.rpc.tls import StageTls, stage_server_credentials
 from triptych.switch import SWITCH, is_multimodal_disaggregated
+from triptych.telemetry.call_scope import CallScopes
+from triptych.telemetry.tracing import Tracing
 from triptych.transport.device_id import device_id
 from triptych.transport.fetcher import TensorFetcher
 from triptych.transport.host import host_id, new_incarnation_id
@@ -72,6 +74,7 @@ class _Parts:
     tensor_service: TensorService | None = None
     server: RpcServer | None = None
     engine_watch: asyncio.Task[None] | None = None
+    tracing: Tracing | None = None
 
 
 class LlmActor:
@@ -157,6 +160,8 @@ class LlmActor:
         if parts.embedder is not None:
             await parts.embedder.close()
         await parts.channels.close()
+        if parts.tracing is not None:
+            await parts.tracing.close()
 
     async def ping(self) -> str:
         """The incarnation id, for who asks whether this process lives. Raises Unavailable when its engine does not."""
@@ -168,6 +173,7 @@ class LlmActor:
     async def _start(self) -> None:
         config, parts = self._config, self._parts
         self._is_disaggregated = is_multimodal_disaggregated()
+        parts.tracing = Tracing.open(config.telemetry, self._role, self._actor_id)
         link = parts.link = await self._gather_followers()
         collectives = None if link is None else link.collectives
         self._model = model = await asyncio.to_thread(LoadedModel.load, config.model, collectives)
@@ -231,7 +237,7 @@ class LlmActor:
     def _add_services(self, server: RpcServer, stage: LlmStage, tensor_service: TensorService) -> None:
         server.add(
             language_pb2_grpc.add_LanguageServiceServicer_to_server,
-            LanguageService(stage, self._config.defaults.timeout_s),
+            LanguageService(stage, self._config.defaults.timeout_s, CallScopes(self._parts.tracing)),
             language_pb2.DESCRIPTOR.services_by_name["LanguageService"].full_name,
         )
         server.add(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from llm_service.embedder import Embedder, MediaInput
 from llm_service.request import GenerationRequest
+from llm_service.stage_spans import note_transfer
 from triptych.errors import FailedPrecondition, IntegrityError, InvalidRequest, TriptychError
 from triptych.rpc.deadline import Deadline
 from triptych.switch import SWITCH
-from triptych.transport.fetcher import TensorFetcher
+from triptych.telemetry.request_scope import note_span
+from triptych.transport.fetcher import FetchedTensor, TensorFetcher
 from triptych.transport.ticket import Ticket
 from triptych.v1 import common_pb2
 
@@ -69,7 +72,7 @@ class EmbeddingSource:
         timeout_s = deadline.next_hop_s("fetch embeddings")
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._fetcher.fetch(ticket, timeout_s=timeout_s)) for ticket in tickets]
+                tasks = [group.create_task(self._fetch_one(ticket, timeout_s)) for ticket in tickets]
         except ExceptionGroup as failures:
             raise _first_error(failures) from None
         fetched = [task.result() for task in tasks]
@@ -82,6 +85,11 @@ class EmbeddingSource:
             ),
         )
 
+    async def _fetch_one(self, ticket: Ticket, timeout_s: float) -> FetchedTensor:
+        fetched = await self._fetcher.fetch(ticket, timeout_s=timeout_s)
+        note_transfer("embedding_transfer", fetched)
+        return fetched
+
     async def _embed(self, request: GenerationRequest) -> Embeddings:
         assert self._embedder is not None, "`check` refuses media without a tower"
         inputs = []
@@ -93,6 +101,8 @@ class EmbeddingSource:
                 )
             inputs.append(MediaInput(span.content_key, span.grid, source, f"prompt.media[{index}].media"))
         embedded = await self._embedder.embed(inputs)
+        ended_s = time.monotonic()
+        note_span("encode", ended_s - embedded.encode_s, ended_s, queue_s=embedded.queue_s, num_items=len(inputs))
         return self._checked(
             request, Embeddings(embedded.tensors, encode_queue_s=embedded.queue_s, encode_s=embedded.encode_s)
         )

@@ -20,6 +20,8 @@ from llm_service.runner import LaunchedStep, Runner
 from llm_service.scheduler import Chunk, Scheduler
 from llm_service.sequence import FinishReason, Sequence, SequenceState
 from triptych.errors import InternalError, TriptychError, Unavailable
+from triptych.telemetry.logs import REQUEST_ID
+from triptych.telemetry.request_scope import request_of_walk
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +265,12 @@ class Engine:
     def _fail(self, sequence: Sequence, error: Exception) -> StepOutput:
         self._remove(sequence)
         if not isinstance(error, TriptychError):
-            logger.error("request %s failed in the engine", sequence.request_id, exc_info=error)
+            logger.error(
+                "request %s failed in the engine",
+                sequence.request_id,
+                exc_info=error,
+                extra={REQUEST_ID: request_of_walk(sequence.request_id)},
+            )
             error = InternalError(f"the engine failed on request {sequence.request_id}: {type(error).__name__}")
         return StepOutput(sequence, error=error)
 

@@ -11,6 +11,7 @@ from llm_service.engine import Engine
 from llm_service.kv_cache import PageShape
 from llm_service.prompt import Prompt
 from llm_service.sequence import FinishReason, Sequence
+from llm_service.stage_spans import note_transfer
 from triptych.errors import FailedPrecondition, IntegrityError
 from triptych.rpc.deadline import Deadline
 from triptych.transport.fetcher import TensorFetcher
@@ -65,6 +66,7 @@ class KvTransfer:
         prefix = await asyncio.wrap_future(self._engine.call(lambda: scheduler.export_prefix(sequence)))
         timeout_s = deadline.next_hop_s("fetch KV pages")
         fetched = await self._fetcher.fetch(ticket, first_row=len(prefix), timeout_s=timeout_s)
+        note_transfer("kv_transfer", fetched)
         outcome = fetched.outcome
         if outcome is None:
             raise IntegrityError(

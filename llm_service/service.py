@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -13,8 +14,12 @@ from llm_service.role import Role
 from llm_service.stage import LlmStage
 from triptych.errors import FailedPrecondition, InvalidRequest
 from triptych.rpc.deadline import Deadline
+from triptych.telemetry.call_scope import CallScopes
+from triptych.telemetry.logs import figures
 from triptych.transport.ticket import Ticket, check_id
 from triptych.v1 import language_pb2, language_pb2_grpc
+
+logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,20 +31,23 @@ class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignor
     or the deadline passes, and the stage lets go then.
     """
 
-    def __init__(self, stage: LlmStage, default_timeout_s: float) -> None:
+    def __init__(self, stage: LlmStage, default_timeout_s: float, scopes: CallScopes | None = None) -> None:
         self._stage = stage
         self._default_timeout_s = default_timeout_s
+        self._scopes = scopes or CallScopes()
 
     async def Prefill(self, request: language_pb2.PrefillRequest, context: Context) -> language_pb2.PrefillResponse:
         if self._stage.role is Role.DECODE:
             raise FailedPrecondition("this actor has the role decode; send Prefill to an actor with the role prefill")
         if not request.HasField("kv_ticket"):
             raise InvalidRequest("kv_ticket is missing, expected the name of the KV pages", field="kv_ticket")
-        result = await self._stage.prefill(
-            self._stage.reader.read(request),
-            Ticket.from_proto(request.kv_ticket),
-            Deadline.of(context, self._default_timeout_s),
-        )
+        with self._scopes.of("LanguageService/Prefill", request.request_id, context):
+            result = await self._stage.prefill(
+                self._stage.reader.read(request),
+                Ticket.from_proto(request.kv_ticket),
+                Deadline.of(context, self._default_timeout_s),
+            )
+            logger.info("prefilled", extra=_prefill_figures(result))
         return _prefill_response(result)
 
     async def Decode(self, request: language_pb2.DecodeRequest, context: Context) -> language_pb2.DecodeResponse:
@@ -51,12 +59,14 @@ class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignor
                 field="kv_ticket",
             )
         check_id(request.router_id, "router_id")
-        result = await self._stage.decode(
-            self._stage.reader.read(request),
-            request.router_id,
-            Ticket.from_proto(request.kv_ticket) if request.HasField("kv_ticket") else None,
-            Deadline.of(context, self._default_timeout_s),
-        )
+        with self._scopes.of("LanguageService/Decode", request.request_id, context):
+            result = await self._stage.decode(
+                self._stage.reader.read(request),
+                request.router_id,
+                Ticket.from_proto(request.kv_ticket) if request.HasField("kv_ticket") else None,
+                Deadline.of(context, self._default_timeout_s),
+            )
+            logger.info("decoded", extra=_decode_figures(result))
         return _decode_response(result)
 
     async def Abort(self, request: language_pb2.AbortRequest, context: Context) -> language_pb2.AbortResponse:
@@ -75,6 +85,28 @@ class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignor
         async with aclosing(self._stage.steps.read(request.router_id)) as responses:
             async for response in responses:
                 yield response
+
+
+def _prefill_figures(result: PrefillResult) -> dict[str, Any]:
+    """For the log: the times as the response tells them."""
+    embeddings = result.embeddings
+    return figures(
+        cached_prompt_tokens=result.num_cached_prompt_tokens,
+        queue_s=result.queue_s,
+        prefill_s=result.prefill_s,
+        embedding_transfer_s=embeddings.transfer_s,
+        embedding_lanes=",".join(embeddings.lanes),
+    )
+
+
+def _decode_figures(result: DecodeResult) -> dict[str, Any]:
+    kv = result.kv
+    return figures(
+        num_tokens=result.num_tokens,
+        decode_s=result.decode_s,
+        kv_transfer_s=0.0 if kv is None else kv.seconds,
+        kv_lane="" if kv is None else kv.lane,
+    )
 
 
 def _prefill_response(result: PrefillResult) -> language_pb2.PrefillResponse:

@@ -24,6 +24,7 @@ from llm_service.results import DecodeResult, PrefillResult
 from llm_service.role import Role
 from llm_service.runs import Run, SequenceRuns
 from llm_service.sequence import FinishReason, Sequence
+from llm_service.stage_spans import note_decode, note_prefill
 from llm_service.steps import StepChannel, StepStreams
 from triptych.config import DeploymentConfig, LanguageSection
 from triptych.errors import Cancelled, InternalError, InvalidRequest, Overloaded, TriptychError, Unavailable
@@ -179,6 +180,7 @@ class LlmStage:
             sequence.is_prefill_only, sequence.is_prompt_shared = True, bool(others)
             (run,) = await self._runs.run(self._engine, [sequence], hold, None)
         output = run.ended.result()
+        note_prefill(sequence)
         self._grant(ticket, output)
         return PrefillResult.of(sequence, embeddings, output.finish_reason, output.logprob)
 
@@ -206,11 +208,15 @@ class LlmStage:
         sequences = await self._sequences(request, embeddings.tensors)
         runs = await self._runs.run(self._engine, sequences, hold, channel)
         first = sequences[0]
+        num_tokens = sum(run.num_tokens for run in runs)
+        decode_s = max(first.first_token_s, *(sequence.finished_s for sequence in sequences)) - first.first_token_s
+        note_prefill(first)
+        note_decode(first.first_token_s, decode_s, num_tokens)
         return DecodeResult(
             _finish_reason(runs[0]),
-            num_tokens=sum(run.num_tokens for run in runs),
+            num_tokens=num_tokens,
             prefill=PrefillResult.of(first, embeddings, finish_reason=None),
-            decode_s=max(first.first_token_s, *(sequence.finished_s for sequence in sequences)) - first.first_token_s,
+            decode_s=decode_s,
             num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
         )
 
@@ -228,11 +234,14 @@ class LlmStage:
             sequences = others
         started_s = time.monotonic()
         runs = await self._runs.run(self._engine, sequences, hold, channel) if sequences else []
+        num_tokens = sum(run.num_tokens for run in runs)
+        decode_s = max([started_s, *(sequence.finished_s for sequence in sequences)]) - started_s
+        note_decode(started_s, decode_s, num_tokens)
         return DecodeResult(
             reason or _finish_reason(runs[0]),
-            num_tokens=sum(run.num_tokens for run in runs),
+            num_tokens=num_tokens,
             kv=arrival,
-            decode_s=max([started_s, *(sequence.finished_s for sequence in sequences)]) - started_s,
+            decode_s=decode_s,
             num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
         )
 

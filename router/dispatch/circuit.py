@@ -32,6 +32,7 @@ class CircuitBreaker:
         self._max_pause_s = max_pause_s
         self._clock = clock
         self._circuits: dict[str, _Circuit] = {}
+        self.num_openings = 0  # since the start
 
     def open_actors(self) -> set[str]:
         """Those that are to be left alone now."""
@@ -51,6 +52,7 @@ class CircuitBreaker:
             circuit.num_failures += 1
             if circuit.num_failures >= self._max_failures:
                 circuit.num_openings += 1
+                self.num_openings += 1
                 circuit.open_until_s = self._clock() + self._pause_of(circuit)
 
     def note_success(self, actor_ids: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from router.dispatch.answer_text import AnswerText
 from router.dispatch.channel_sweeper import ChannelSweeper
 from router.dispatch.choice_answer import ChoiceAnswer
 from router.dispatch.chunk_pace import ChunkPace
+from router.dispatch.dispatch_counts import DispatchCounts
 from router.dispatch.generation import Generation, WalkResources
 from router.dispatch.loads import LoadLedger
 from router.dispatch.placer import Placer, PlacerSettings
@@ -30,6 +31,7 @@ from triptych.errors import DeadlineExceeded
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
+from triptych.telemetry.request_scope import note_span
 from triptych.v1 import inference_pb2
 
 
@@ -65,6 +67,10 @@ class Dispatcher:
         """Requests inside the router now."""
         return self._admission.num_pending
 
+    def counts(self) -> DispatchCounts:
+        """What waits, and how often the dispatcher had to help itself."""
+        return self._resources.placer.counts(self._turns.num_waiting)
+
     def load_of(self, actor_id: str) -> int:
         """How busy this router keeps an actor: patches, prompt tokens and requests together; 0 when it is idle."""
         load = self._loads.of(actor_id)
@@ -87,8 +93,10 @@ class Dispatcher:
                     prepared = await self._preparation.prepare(request)
             except TimeoutError:
                 raise DeadlineExceeded("the deadline passed while the request was prepared") from None
+            _note_wait("prepare", prepared.prepare_s)
             async with self._turns.turn(applicant(tenant, prepared), deadline) as waited_s:
                 clock.admission_s = waited_s
+                _note_wait("admission", waited_s)
                 async with aclosing(self._answer(prepared, clock, deadline)) as responses:
                     async for response in responses:
                         yield response
@@ -126,3 +134,9 @@ class Dispatcher:
     def _choice_answer(self, index: int, request: PreparedRequest) -> ChoiceAnswer:
         text = AnswerText(self._preparation.detokenizer(), request.sampling.stop)
         return ChoiceAnswer(index, text, self._preparation.bytes_of)
+
+
+def _note_wait(name: str, seconds: float) -> None:
+    """A span that ends now."""
+    now_s = time.monotonic()
+    note_span(name, now_s - seconds, now_s)

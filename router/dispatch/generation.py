@@ -169,6 +169,7 @@ class Generation:
             return running
 
         async def begin_second() -> RunningWalk:
+            self._resources.placer.note_hedge()
             logger.info("request %s: no tokens after %.3f s, hedged", self._request.request_id, delay_s)
             slow = {member.actor_id for member in running.walk.record.placement.encoders}
             return self._begin(await self._place(avoid | slow))

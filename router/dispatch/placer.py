@@ -10,6 +10,7 @@ from random import Random
 from router.control.membership import Member, Membership, StageName
 from router.dispatch.cache_map import PREFIX_BLOCK_TOKENS, CacheMap
 from router.dispatch.circuit import CircuitBreaker
+from router.dispatch.dispatch_counts import DispatchCounts
 from router.dispatch.encode_costs import EncodeCostMeter, EncodeTail
 from router.dispatch.encode_place import EncodeChoice, EncodeContext, EncodeReason, choose_encode_place
 from router.dispatch.loads import LoadLedger
@@ -56,6 +57,7 @@ class Placer:
         self._policy = placement_policy(settings.config.router.placement)
         self._random = random or Random()
         self._turn = 0
+        self._num_hedges = 0
         self._embeddings = CacheMap()
         self._prefixes = CacheMap()
         self._encode_costs = EncodeCostMeter()
@@ -94,6 +96,15 @@ class Placer:
         """These actors failed a walk. One that is full is in health."""
         if not isinstance(error, Overloaded):
             self._circuits.note_failure(actor_ids)
+
+    def note_hedge(self) -> None:
+        """A second walk was begun because of `hedge_delay_s`."""
+        self._num_hedges += 1
+
+    def counts(self, num_waiting: int) -> DispatchCounts:
+        """With what waits for room to be placed."""
+        circuits = self._circuits
+        return DispatchCounts(num_waiting, len(circuits.open_actors()), circuits.num_openings, self._num_hedges)
 
     def has_others(self, actor_ids: Collection[str]) -> bool:
         """Whether each stage of these actors has a ready one beside them."""

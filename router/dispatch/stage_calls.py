@@ -15,6 +15,7 @@ from triptych.errors import TriptychError
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
 from triptych.rpc.status import rpc_errors
+from triptych.telemetry.request_scope import trace_metadata
 from triptych.v1 import (
     encoder_pb2,
     encoder_pb2_grpc,
@@ -100,7 +101,8 @@ class StageCalls:
     ) -> Response:
         with rpc_errors(f"{member.stage} actor {member.actor_id} at {member.endpoint}"):
             try:
-                return await method(request, timeout=deadline.next_hop_s(f"call {member.stage}"))
+                timeout_s = deadline.next_hop_s(f"call {member.stage}")
+                return await method(request, timeout=timeout_s, metadata=trace_metadata() or None)
             except grpc.aio.AioRpcError as failure:
                 if is_actor_lost(failure) and self._membership.report_lost(member.actor_id):
                     logger.warning("%s actor %s is lost: %s", member.stage, member.actor_id, failure.details())

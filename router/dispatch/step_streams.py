@@ -7,6 +7,7 @@ import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context
 
 import grpc
 
@@ -71,7 +72,8 @@ class StepStream:
         self._channels = channels
         self._membership = membership
         self._requests: dict[str, DecodedTokens] = {}
-        self.task = asyncio.create_task(self._run(), name=f"steps of {member.actor_id}")
+        # It outlives the request that opened it, which its log lines are not about.
+        self.task = asyncio.create_task(self._run(), name=f"steps of {member.actor_id}", context=Context())
 
     @property
     def num_requests(self) -> int:

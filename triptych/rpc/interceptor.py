@@ -13,6 +13,8 @@ import grpc
 
 from triptych.errors import DeadlineExceeded, InternalError, InvalidRequest, TriptychError, Unavailable
 from triptych.rpc.status import abort, from_rpc_error
+from triptych.telemetry.logs import REQUEST_ID
+from triptych.telemetry.request_scope import request_of_walk
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def _unary(behaviour: Handler, method: str) -> Handler:
             _check_readable(request, method)
             return await behaviour(request, context)
         except (Exception, asyncio.CancelledError) as error:
-            await _end(context, method, error)
+            await _end(context, method, error, request)
 
     return call
 
@@ -95,7 +97,7 @@ def _streaming(behaviour: Handler, method: str) -> Handler:
             else:
                 await _write_all(responses, context)
         except (Exception, asyncio.CancelledError) as error:
-            await _end(context, method, error)
+            await _end(context, method, error, request)
 
     return call
 
@@ -106,7 +108,7 @@ async def _write_all(responses: AsyncGenerator[Any, None], context: Context) -> 
             await context.write(response)
 
 
-async def _end(context: Context, method: str, error: BaseException) -> NoReturn:
+async def _end(context: Context, method: str, error: BaseException, request: Any) -> NoReturn:
     """End the call with the status of `error`, or raise it again where gRPC has to see it."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
@@ -117,10 +119,10 @@ async def _end(context: Context, method: str, error: BaseException) -> NoReturn:
         # A response could not be sent: the caller is gone and the cancellation is about to come.
         logger.debug("%s: %s", method, error)
         raise asyncio.CancelledError from None
-    await abort(context, _translate(method, error))
+    await abort(context, _translate(method, error, request))
 
 
-def _translate(method: str, error: BaseException) -> TriptychError:
+def _translate(method: str, error: BaseException, request: Any) -> TriptychError:
     """The error that the caller is told. Bugs are logged here and told without their text."""
     if isinstance(error, TriptychError) and not isinstance(error, InternalError):
         return error
@@ -131,7 +133,8 @@ def _translate(method: str, error: BaseException) -> TriptychError:
     if isinstance(error, asyncio.CancelledError):
         # Not this call's task was cancelled but work it waited for: the actor is letting go of its work.
         return Unavailable(f"{method}: the actor dropped the work of this call")
-    logger.error("bug in %s", method, exc_info=error)
+    request_id = request_of_walk(str(getattr(request, REQUEST_ID, "")))
+    logger.error("bug in %s", method, exc_info=error, extra={REQUEST_ID: request_id})
     if isinstance(error, InternalError):
         return error
     return InternalError(f"internal error in {method}; the traceback is in the log of the actor")

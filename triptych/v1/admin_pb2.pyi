@@ -26,14 +26,42 @@ class GetTopologyRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetTopologyResponse(_message.Message):
-    __slots__ = ("mode", "model", "stages")
+    __slots__ = ("mode", "model", "stages", "router")
     MODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
     mode: str
     model: str
     stages: _containers.RepeatedCompositeFieldContainer[StageStatus]
-    def __init__(self, mode: _Optional[str] = ..., model: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ...) -> None: ...
+    router: RouterCounters
+    def __init__(self, mode: _Optional[str] = ..., model: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., router: _Optional[_Union[RouterCounters, _Mapping]] = ...) -> None: ...
+
+class RouterCounters(_message.Message):
+    __slots__ = ("running_requests", "waiting_requests", "answered_requests", "failed_requests", "generated_tokens", "time_to_first_token", "time_per_output_token")
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TIME_PER_OUTPUT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    running_requests: int
+    waiting_requests: int
+    answered_requests: int
+    failed_requests: int
+    generated_tokens: int
+    time_to_first_token: Histogram
+    time_per_output_token: Histogram
+    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., answered_requests: _Optional[int] = ..., failed_requests: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., time_to_first_token: _Optional[_Union[Histogram, _Mapping]] = ..., time_per_output_token: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
+
+class Histogram(_message.Message):
+    __slots__ = ("upper_bounds_s", "counts")
+    UPPER_BOUNDS_S_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    upper_bounds_s: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, upper_bounds_s: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StageStatus(_message.Message):
     __slots__ = ("stage", "wanted_actors", "actors")

@@ -23,6 +23,7 @@ from triptych.errors import (
     http_status,
 )
 from triptych.rpc.access import Access
+from triptych.telemetry.logs import REQUEST_ID as LOG_REQUEST_ID
 from triptych.transport.ticket import new_id
 
 logger = logging.getLogger(__name__)
@@ -63,13 +64,13 @@ class Door:
             with self._admitted(scope):
                 await self._app(scope, receive, response.send)
         except Cancelled as error:
-            logger.debug("request %s: %s", request_id, error)
+            logger.debug("request %s: %s", request_id, error, extra={LOG_REQUEST_ID: request_id})
         except TriptychError as error:
             await response.fail(error, scope, receive)
         except HTTPException as error:
             await response.fail(_from_starlette(error, scope), scope, receive, error.status_code)
         except Exception:
-            logger.exception("bug in %s, request %s", scope["path"], request_id)
+            logger.exception("bug in %s", scope["path"], extra={LOG_REQUEST_ID: request_id})
             await response.fail(
                 InternalError("internal error; the traceback is in the log of the router"), scope, receive
             )

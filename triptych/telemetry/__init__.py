@@ -1,0 +1,4 @@
+"""What every stage tells about itself: metrics, traces, logs (docs/observability.md).
+
+Import from the modules: nothing is imported here.
+"""
