@@ -1,7 +1,8 @@
 """Items to encode, with tickets as a router would write them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -75,6 +76,32 @@ def ticket_for(
         content_key=content_key(media),
         grid=grid,
     )
+
+
+class Gate:
+    """Holds a stage's engine back until it is opened, and says when it is at work."""
+
+    def __init__(self, stage: EncoderStage) -> None:
+        self._engine, self.device = stage._runner._engine, stage._runner._engine.device
+        self._open = threading.Semaphore(0)
+        self._is_open = False
+        self.entered = threading.Event()
+        stage._runner._engine = self  # type: ignore[assignment]
+
+    def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        self.entered.set()
+        assert self._is_open or self._open.acquire(timeout=20)
+        return self._engine.encode(patches, grids)
+
+    def open(self) -> None:
+        self._is_open = True
+        self._open.release()
+
+    def let_one_through(self) -> None:
+        self._open.release()
+
+    async def wait_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, 10)
 
 
 class Samples:
