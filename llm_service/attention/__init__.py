@@ -23,34 +23,38 @@ def _build_triton(cache: PagedKvCache) -> PagedAttention:
     return TritonPagedAttention(cache)
 
 
+def _build_flashinfer(cache: PagedKvCache) -> PagedAttention:
+    from llm_service.attention.flashinfer import FlashInferPagedAttention
+
+    return FlashInferPagedAttention(cache)
+
+
 ATTENTION_BACKENDS: Mapping[str, Callable[[PagedKvCache], PagedAttention]] = MappingProxyType(
-    {"torch": TorchPagedAttention, "triton": _build_triton}
+    {"torch": TorchPagedAttention, "triton": _build_triton, "flashinfer": _build_flashinfer}
 )
 
-# Libraries that people ask for by name, and their packages.
-_NOT_BUILT_IN: Mapping[str, str] = MappingProxyType({"flashinfer": "flashinfer-python", "flash_attn": "flash-attn"})
+# The packages of backends whose module is named like them.
+_PACKAGES: Mapping[str, str] = MappingProxyType({"triton": "triton", "flashinfer": "flashinfer-python"})
 
 
 def choose_attention(name: str, device: torch.device) -> str:
     """The backend that `name` means on `device`. Raises ConfigurationError for an unknown or an unavailable one."""
-    has_triton = importlib.util.find_spec("triton") is not None
     if name == AUTO:
-        return "triton" if device.type == "cuda" and has_triton else "torch"
-    if name in _NOT_BUILT_IN:
-        raise ConfigurationError(
-            f"attention is {name!r}, but the package {_NOT_BUILT_IN[name]} is not supported here: its kernels run on a "
-            "GPU alone, and no backend over them was verified on one; set attention to auto (triton takes cuDNN for "
-            "whole prompts), or register a PagedAttention of that name in ATTENTION_BACKENDS",
-            field="attention",
-        )
+        return "triton" if device.type == "cuda" and _is_installed("triton") else "torch"
     if name not in ATTENTION_BACKENDS:
         raise ConfigurationError(
             f"attention is {name!r}, expected {AUTO} or one of {', '.join(sorted(ATTENTION_BACKENDS))}",
             field="attention",
         )
-    if name == "triton" and not has_triton:
+    if name in _PACKAGES and not _is_installed(name):
         raise ConfigurationError(
-            "attention is 'triton', but the package triton is not installed: install it, or set attention to auto",
+            f"attention is {name!r}, but the package {_PACKAGES[name]} is not installed: install it, or set attention "
+            "to auto",
+            field="attention",
+        )
+    if name == "flashinfer" and device.type != "cuda":
+        raise ConfigurationError(
+            f"attention is {name!r}, which needs a GPU, but the device is {device}: set attention to auto",
             field="attention",
         )
     return name
@@ -59,3 +63,7 @@ def choose_attention(name: str, device: torch.device) -> str:
 def build_attention(name: str, cache: PagedKvCache) -> PagedAttention:
     """The backend of that name over `cache`. Raises ConfigurationError as `choose_attention` does."""
     return ATTENTION_BACKENDS[choose_attention(name, cache.device)](cache)
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
