@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.errors import ConfigurationError, IntegrityError, Overloaded, Unavailable
-from triptych.transport.shared_memory import Extent, SharedMemorySlab, read_slab, sweep_dead_slabs
+from triptych.transport.extents import Extent
+from triptych.transport.shared_memory import SharedMemorySlab, read_slab, sweep_dead_slabs
 
 PAGE = 4096
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import zlib
 
 import torch
 from torch import Tensor
+
+from triptych.transport.copying import byte_array
 
 
 class DeviceCopies:
@@ -71,3 +74,9 @@ class DeviceCopies:
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()  # type: ignore[no-untyped-call]
         event.synchronize()  # type: ignore[no-untyped-call]
+
+
+def crc32_of(tensor: Tensor, copies: DeviceCopies) -> int:
+    """Of the bytes of a contiguous tensor, wherever they are."""
+    on_host = tensor if tensor.device.type == "cpu" else copies.to_host(tensor)
+    return zlib.crc32(byte_array(on_host).data)

@@ -13,7 +13,15 @@ from triptych.errors import DeadlineExceeded, FailedPrecondition, IntegrityError
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.status import rpc_errors
 from triptych.transport.header import check_header
-from triptych.transport.lanes import LANE_FIELD, LANE_MEMORY_FIELD, PRODUCER_FIELD, FetchOrder, LaneFailure, too_late
+from triptych.transport.lanes import (
+    CUDA_MEMORY_FIELD,
+    LANE_FIELD,
+    LANE_MEMORY_FIELD,
+    PRODUCER_FIELD,
+    FetchOrder,
+    LaneFailure,
+    too_late,
+)
 from triptych.v1.tensor_pb2 import FetchRequest, PrefillOutcome, TensorChunk, TensorHeader
 from triptych.v1.tensor_pb2_grpc import TensorServiceStub
 
@@ -80,7 +88,7 @@ def _producer_errors(order: FetchOrder) -> Iterator[None]:
             raise Unavailable(f"{ticket.producer_endpoint}: {error.message}; the actor was replaced") from None
         raise
     except (Overloaded, FailedPrecondition) as error:
-        if error.field in (LANE_FIELD, LANE_MEMORY_FIELD):
+        if error.field in (LANE_FIELD, LANE_MEMORY_FIELD, CUDA_MEMORY_FIELD):
             raise LaneFailure(error) from None
         raise
     except DeadlineExceeded:

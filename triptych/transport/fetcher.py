@@ -14,6 +14,7 @@ from triptych.config import TransportSection
 from triptych.errors import FailedPrecondition
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
+from triptych.transport.device_id import with_index
 from triptych.transport.header import check_fingerprint
 from triptych.transport.keeper import LeaseKeeper
 from triptych.transport.lane_counters import LaneLedger
@@ -58,7 +59,7 @@ class TensorFetcher:
         model_fingerprint: str,
         device: torch.device | None = None,
     ) -> None:
-        side = ConsumerSide(consumer_id, host_id, transport, channels, device or torch.device("cpu"))
+        side = ConsumerSide(consumer_id, host_id, transport, channels, with_index(device or torch.device("cpu")))
         self._lanes = make_consumer_lanes(side)
         self._memory = LaneMemory(transport.lane_retry_s)
         self._ledger = LaneLedger(lane.name for lane in self._lanes)

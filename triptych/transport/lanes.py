@@ -25,6 +25,7 @@ from triptych.v1.tensor_pb2 import FetchResponse, PrefillOutcome, TensorHeader
 PRODUCER_FIELD = "producer_id"
 LANE_FIELD = "lane"
 LANE_MEMORY_FIELD = "transport.shared_memory_bytes"
+CUDA_MEMORY_FIELD = "transport.cuda_slab_bytes"
 
 Write = Callable[[FetchResponse], Awaitable[None]]
 

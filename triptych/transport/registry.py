@@ -13,14 +13,18 @@ import torch
 from triptych.config import TransportSection
 from triptych.errors import ConfigurationError
 from triptych.rpc.channels import ChannelPool
-from triptych.transport.device_id import device_id
+from triptych.transport.cuda_ipc.driver import LibCuda, load_driver
+from triptych.transport.cuda_ipc.lane import CudaIpcConsumerLane, CudaIpcProducerLane
+from triptych.transport.cuda_ipc.slab import CudaSlab
+from triptych.transport.device_id import device_id, visible_devices
 from triptych.transport.grpc import GrpcConsumerLane, GrpcProducerLane
+from triptych.transport.host import SHARED_MEMORY_FOLDER
 from triptych.transport.lanes import ConsumerLane, ProducerLane
 from triptych.transport.links.gloo import GlooBackend
 from triptych.transport.links.lane import LinkConsumerLane, LinkProducerLane, NcclConsumerLane
 from triptych.transport.links.nccl import NcclBackend, has_nccl
 from triptych.transport.links.settings import LinkSettings
-from triptych.transport.shared_memory import SharedMemorySlab, sweep_dead_slabs
+from triptych.transport.shared_memory import sweep_dead_slabs
 from triptych.transport.shm import ShmConsumerLane, ShmProducerLane
 
 logger = logging.getLogger(__name__)
@@ -75,16 +79,40 @@ def _kind(name: str) -> LaneKind:
 
 
 def _make_shm_producer(side: ProducerSide) -> ShmProducerLane | None:
-    if side.transport.shared_memory_bytes == 0:
+    if side.transport.shared_memory_bytes == 0 or not SHARED_MEMORY_FOLDER.is_dir():
         return None
-    try:
-        for name in sweep_dead_slabs():
-            logger.info("removed shared memory %s of a dead actor", name)
-        slab = SharedMemorySlab(side.producer_id, side.transport.shared_memory_bytes)
-    except OSError as error:
-        logger.warning("lane shm is off: no shared memory for %s: %s", side.producer_id, error)
+    for name in sweep_dead_slabs():
+        logger.info("removed shared memory %s of a dead actor", name)
+    return ShmProducerLane(side.producer_id, side.transport.shared_memory_bytes)
+
+
+def _make_cuda_ipc_producer(side: ProducerSide) -> CudaIpcProducerLane | None:
+    num_bytes = side.transport.cuda_slab_bytes
+    driver = _load_driver(side.device) if num_bytes > 0 else None
+    if driver is None:
         return None
-    return ShmProducerLane(slab)
+    make_slab = partial(CudaSlab, side.producer_id, num_bytes, driver)
+    has_checksums = side.transport.gpu_checksums
+    return CudaIpcProducerLane(make_slab, side.device, device_id(side.device), has_checksums=has_checksums)
+
+
+def _make_cuda_ipc_consumer(side: ConsumerSide) -> CudaIpcConsumerLane | None:
+    driver = _load_driver(side.device)
+    if driver is None:
+        return None
+    return CudaIpcConsumerLane(
+        side.channels,
+        side.consumer_id,
+        side.host_id,
+        driver,
+        side.device,
+        visible_devices(),
+        side.transport.link_idle_s,
+    )
+
+
+def _load_driver(device: torch.device) -> LibCuda | None:
+    return load_driver(device.index or 0) if device.type == "cuda" else None
 
 
 def _gloo_settings(transport: TransportSection) -> LinkSettings:
@@ -128,6 +156,7 @@ def _make_nccl_consumer(side: ConsumerSide) -> NcclConsumerLane | None:
 
 LANES = MappingProxyType(
     {
+        "cuda_ipc": LaneKind(_make_cuda_ipc_consumer, _make_cuda_ipc_producer),
         "nccl": LaneKind(_make_nccl_consumer, _make_nccl_producer),
         "shm": LaneKind(
             lambda side: ShmConsumerLane(side.channels, side.consumer_id, side.host_id),

@@ -11,6 +11,7 @@ import torch
 from triptych.config import TransportSection
 from triptych.errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, NotFound
 from triptych.rpc.deadline import Deadline
+from triptych.transport.device_id import with_index
 from triptych.transport.header import make_header
 from triptych.transport.lanes import LANE_FIELD, PRODUCER_FIELD, ProducerLane
 from triptych.transport.lease import LeaseTable
@@ -45,7 +46,9 @@ class TensorService(tensor_pb2_grpc.TensorServiceServicer):  # type: ignore[misc
         self._model_fingerprint = model_fingerprint
         # A caller that brings no deadline gets as long as a lease lives.
         self._default_timeout_s = transport.lease_s
-        self._lanes = make_producer_lanes(ProducerSide(producer_id, transport, device or torch.device("cpu")))
+        self._lanes = make_producer_lanes(
+            ProducerSide(producer_id, transport, with_index(device or torch.device("cpu")))
+        )
 
     @property
     def lanes(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ it died, and `sweep_dead_slabs` removes the file.
 
 from __future__ import annotations
 
-import bisect
 import errno
 import fcntl
 import logging
@@ -14,7 +13,6 @@ import mmap
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ import torch
 from triptych.errors import ConfigurationError, IntegrityError, Overloaded, Unavailable
 from triptych.transport.copying import byte_array, copy_with_crc32
 from triptych.transport.device_copy import DeviceCopies
+from triptych.transport.extents import Extent, ExtentAllocator
 from triptych.transport.host import SHARED_MEMORY_FOLDER
 from triptych.transport.lanes import LANE_MEMORY_FIELD
 
@@ -31,18 +30,6 @@ logger = logging.getLogger(__name__)
 SLAB_PREFIX = "triptych-"
 
 _NAME = re.compile(r"triptych-[A-Za-z0-9-]{1,200}")
-
-
-@dataclass(frozen=True, order=True)
-class Extent:
-    """A piece of the slab, in bytes; `length` is a multiple of the page size."""
-
-    offset: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
 
 
 class SharedMemorySlab:
@@ -57,7 +44,7 @@ class SharedMemorySlab:
             raise ConfigurationError(
                 f"producer id {producer_id!r}: only letters, digits and '-' can name a slab", field="producer_id"
             )
-        self.num_bytes = _round_up(num_bytes)
+        self._extents = ExtentAllocator(self.name, num_bytes, mmap.ALLOCATIONGRANULARITY, LANE_MEMORY_FIELD)
         self._path = folder / self.name
         self._file = _create_locked(self._path)
         try:
@@ -67,39 +54,23 @@ class SharedMemorySlab:
             self._path.unlink(missing_ok=True)
             os.close(self._file)
             raise
-        self._free = [Extent(0, self.num_bytes)]
-        self._taken: set[Extent] = set()
         self._copies = DeviceCopies()
 
     @property
+    def num_bytes(self) -> int:
+        return self._extents.num_bytes
+
+    @property
     def free_bytes(self) -> int:
-        return sum(extent.length for extent in self._free)
+        return self._extents.free_bytes
 
     def allocate(self, num_bytes: int) -> Extent:
         """First free piece of at least `num_bytes`. Raises Overloaded when there is none."""
-        length = _round_up(max(num_bytes, 1))
-        index = next((i for i, extent in enumerate(self._free) if extent.length >= length), None)
-        if index is None:
-            raise _full(f"slab {self.name}: no {length} bytes in a row free of {self.num_bytes}")
-        hole = self._free[index]
-        taken = Extent(hole.offset, length)
-        rest = Extent(taken.end, hole.length - length)
-        self._free[index : index + 1] = [rest] if rest.length else []
-        self._taken.add(taken)
-        return taken
+        return self._extents.allocate(num_bytes)
 
     def free(self, extent: Extent) -> None:
         """Give a piece back; it joins free neighbours."""
-        assert extent in self._taken, f"{extent} of slab {self.name} is not allocated"
-        self._taken.remove(extent)
-        index = bisect.bisect(self._free, extent)
-        offset, end = extent.offset, extent.end
-        if index < len(self._free) and self._free[index].offset == end:
-            end = self._free.pop(index).end
-        if index > 0 and self._free[index - 1].end == offset:
-            index -= 1
-            offset = self._free.pop(index).offset
-        self._free.insert(index, Extent(offset, end - offset))
+        self._extents.free(extent)
 
     def write(self, extent: Extent, tensor: torch.Tensor) -> int:
         """Copy the bytes of `tensor` (any device) to the start of `extent`; returns their crc32.
@@ -107,7 +78,7 @@ class SharedMemorySlab:
         Raises Overloaded when the host has no memory left for /dev/shm: the kernel is asked first, since touching a
         page that it can't back would kill the process with SIGBUS.
         """
-        assert extent in self._taken and tensor.nbytes <= extent.length
+        assert self._extents.is_taken(extent) and tensor.nbytes <= extent.length
         try:
             os.posix_fallocate(self._file, extent.offset, extent.length)
         except OSError as error:
@@ -213,11 +184,6 @@ def _copy_out(file: int, name: str, offset: int, target: torch.Tensor) -> int:
 
 
 _POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
-
-
-def _round_up(num_bytes: int) -> int:
-    page = mmap.ALLOCATIONGRANULARITY
-    return -(-num_bytes // page) * page
 
 
 def _full(message: str) -> Overloaded:

@@ -10,43 +10,56 @@ import asyncio
 
 import torch
 
-from triptych.errors import DeadlineExceeded, IntegrityError, Unavailable
+from triptych.errors import DeadlineExceeded, FailedPrecondition, IntegrityError, Unavailable
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
 from triptych.transport.copying import run_copy
 from triptych.transport.fetch_call import open_fetch
-from triptych.transport.lanes import Arrival, FetchOrder, LaneFailure, Write
+from triptych.transport.lanes import LANE_FIELD, Arrival, FetchOrder, LaneFailure, Write
 from triptych.transport.shared_memory import SharedMemorySlab, read_slab
 from triptych.transport.ticket import Ticket
 from triptych.v1.tensor_pb2 import FetchResponse, SharedMemoryHandle, TensorHeader
 
 
 class ShmProducerLane:
-    """Producer's end; owns the slab."""
+    """Producer's end; owns the slab, which the first tensor makes: who holds nothing for others needs none."""
 
     name = "shm"
 
-    def __init__(self, slab: SharedMemorySlab) -> None:
-        self._slab = slab
+    def __init__(self, producer_id: str, num_bytes: int) -> None:
+        self._producer_id = producer_id
+        self._num_bytes = num_bytes
+        self._opened_slab: SharedMemorySlab | None = None
+
+    @property
+    def _slab(self) -> SharedMemorySlab:
+        if self._opened_slab is None:
+            try:
+                self._opened_slab = SharedMemorySlab(self._producer_id, self._num_bytes)
+            except OSError as error:
+                raise FailedPrecondition(f"lane shm is off here: no shared memory: {error}", field=LANE_FIELD) from None
+        return self._opened_slab
 
     async def send(self, rows: torch.Tensor, header: TensorHeader, write: Write, deadline: Deadline) -> None:
         if rows.nbytes == 0:
             await write(FetchResponse(header=header))
             return
-        extent = self._slab.allocate(rows.nbytes)
+        slab = self._slab
+        extent = slab.allocate(rows.nbytes)
         try:
-            crc32 = await run_copy(rows.nbytes, self._slab.write, extent, rows)
-            handle = SharedMemoryHandle(name=self._slab.name, offset=extent.offset, crc32=crc32)
+            crc32 = await run_copy(rows.nbytes, slab.write, extent, rows)
+            handle = SharedMemoryHandle(name=slab.name, offset=extent.offset, crc32=crc32)
             header.shared_memory.CopyFrom(handle)
             await write(FetchResponse(header=header))
             # The consumer reads now; it ends the call when it is done.
             await asyncio.sleep(deadline.remaining_s())
             raise DeadlineExceeded("the consumer did not take the tensor out of shared memory in time")
         finally:
-            self._slab.free(extent)
+            slab.free(extent)
 
     def close(self) -> None:
-        self._slab.close()
+        if self._opened_slab is not None:
+            self._opened_slab.close()
 
 
 class ShmConsumerLane:

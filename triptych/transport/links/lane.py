@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 
 from triptych.errors import IntegrityError, Overloaded, TriptychError
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
-from triptych.transport.copying import byte_array, byte_tensor, run_copy
-from triptych.transport.device_copy import DeviceCopies
+from triptych.transport.copying import byte_tensor, run_copy
+from triptych.transport.device_copy import DeviceCopies, crc32_of
 from triptych.transport.fetch_call import open_fetch
 from triptych.transport.lanes import Arrival, FetchOrder, LaneFailure, Write
 from triptych.transport.links.producer_links import ProducerLinks, Read, WriteResponse
@@ -34,7 +32,7 @@ class LinkProducerLane:
             await write(FetchResponse(header=header))
             return
         data = await run_copy(rows.nbytes, self._bytes_on_device, rows)
-        crc32 = await run_copy(rows.nbytes, _crc32, data, self._copies) if self._settings.has_checksums else None
+        crc32 = await run_copy(rows.nbytes, crc32_of, data, self._copies) if self._settings.has_checksums else None
         offer = self.links.offer(data)
         try:
             header.link.CopyFrom(LinkTransfer(transfer_id=offer.transfer_id, crc32=crc32))
@@ -94,7 +92,7 @@ class LinkConsumerLane:
             raise LaneFailure(Overloaded(f"no memory to receive {order.spec}: {error}")) from None
 
     async def _check(self, target: torch.Tensor, crc32: int) -> None:
-        actual = await run_copy(target.nbytes, _crc32, target, self._copies)
+        actual = await run_copy(target.nbytes, crc32_of, target, self._copies)
         if actual != crc32:
             raise LaneFailure(
                 IntegrityError(
@@ -112,8 +110,3 @@ class NcclConsumerLane(LinkConsumerLane):
 
     def can_reach(self, ticket: Ticket) -> bool:
         return bool(ticket.device_id and self._device_id) and ticket.device_id != self._device_id
-
-
-def _crc32(tensor: torch.Tensor, copies: DeviceCopies) -> int:
-    on_host = tensor if tensor.device.type == "cpu" else copies.to_host(tensor)
-    return zlib.crc32(byte_array(on_host).data)
