@@ -67,6 +67,24 @@ async def test_every_topology_gives_the_same_tokens(
         assert accepted >= 8
 
 
+async def test_pictures_of_one_request_are_encoded_side_by_side(random_model_folder: Path) -> None:
+    pictures = [
+        picture(color, side, side) for color, side in (("red", 140), ("blue", 56), ("green", 112), ("black", 84))
+    ]
+    tokens = []
+    for num_encoders in (1, 2):
+        async with InProcessSystem(random_model_folder, Topology(encoder=num_encoders, prefill=1, decode=1)) as system:
+            answer = await system.client.ask("which is the largest?", images=pictures, **LONG)
+            encoders = system.ids(StageName.ENCODER)
+            assert sorted(set(answer.route.encoder_actors)) == sorted(encoders)
+            patches = [(await system.info(actor_id)).encoder.encoded_patches for actor_id in encoders]
+            # Longest first: 140 and 56 px on the one, 112 and 84 px on the other.
+            assert sorted(patches) == ([216] if num_encoders == 1 else [100, 116])
+            tokens.append(answer.token_ids)
+            await system.wait_until_nothing_is_held()
+    assert tokens[0] == tokens[1]
+
+
 async def test_different_pictures_give_different_answers(random_model_folder: Path) -> None:
     async with InProcessSystem(random_model_folder, ONE_OF_EACH) as system:
         red, blue = await asyncio.gather(
