@@ -1,11 +1,15 @@
-"""The small model, made once, and engines over it."""
+"""The small model, made once; engines over it, and actors that serve it."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 from engine_helpers import MakeEngine, Model, SteppedEngine, make_model
+from service_helpers import Cluster
 
 from triptych.config import LanguageSection
+from triptych.switch import SWITCH
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,10 @@ def make_engine(model: Model, request: pytest.FixtureRequest) -> MakeEngine:
         return SteppedEngine(model, LanguageSection.model_validate(values), max_sequence_tokens, request.param)
 
     return make
+
+
+@pytest.fixture
+async def cluster(model: Model, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    monkeypatch.setenv(SWITCH, "1")
+    async with Cluster(model) as cluster:
+        yield cluster

@@ -6,17 +6,21 @@ import asyncio
 from collections.abc import Sequence as Seq
 from contextlib import AsyncExitStack
 from types import TracebackType
+from typing import Any
 
 import grpc
+import pytest
 import torch
 from engine_helpers import Case, Model
 
 from llm_service.actor import LlmActor
 from llm_service.embedder import EmbeddedMedia, MediaInput
 from triptych.config import DeploymentConfig
+from triptych.errors import TriptychError
 from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.server import RpcServer
+from triptych.rpc.status import from_rpc_error
 from triptych.transport.host import host_id
 from triptych.transport.lease import LeaseTable
 from triptych.transport.service import SERVICE_NAME, TensorService
@@ -240,3 +244,23 @@ class Cluster:
 def sampling(max_tokens: int = 64, **fields: object) -> common_pb2.SamplingParameters:
     values = {"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True} | fields
     return common_pb2.SamplingParameters(**values)  # type: ignore[arg-type]
+
+
+async def error_of(call: Any) -> TriptychError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
+
+
+def decode_request(cluster: Cluster, case: Case, request_id: str, **fields: Any) -> language_pb2.DecodeRequest:
+    prompt = fields.pop("prompt", None) or cluster.prompt(case)
+    values = {"sampling": sampling()} | fields
+    return language_pb2.DecodeRequest(request_id=request_id, router_id=ROUTER_ID, prompt=prompt, **values)
+
+
+async def wait_for_tokens(tokens: dict[str, list[int]], request_id: str) -> None:
+    for _ in range(500):
+        if tokens.get(request_id):
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"no tokens of {request_id}")
