@@ -87,14 +87,15 @@ class InProcessSystem:
         self._channels = ChannelPool(config.limits.max_message_bytes, StageTls.from_config(config.security.stages))
         self.dispatcher = Dispatcher(config, "tiny", Path(config.model.path), self.membership, self._channels)
         self._server = RpcServer("127.0.0.1", 0, config.limits.max_message_bytes)
+        self.answering = AnsweringService.over(self.dispatcher, config, "tiny")
         self._server.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-            InferenceService(AnsweringService.over(self.dispatcher, config, "tiny")),
+            InferenceService(self.answering),
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
         )
         self._server.add(
             admin_pb2_grpc.add_AdminServiceServicer_to_server,
-            AdminService(config, "tiny", self.membership, self._channels, _NoScaler()),
+            AdminService(config, "tiny", self.membership, self._channels, _NoScaler(), self.answering.metrics.counters),
             admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
         )
         self.endpoint = f"127.0.0.1:{await self._server.start()}"
@@ -108,6 +109,7 @@ class InProcessSystem:
         await self.client.close()
         await self._server.stop(0)
         await self.dispatcher.close()
+        await self.answering.close()
         await asyncio.gather(*(actor.stop() for actor in self.actors.values()))
         await self._channels.close()
 

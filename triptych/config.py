@@ -17,7 +17,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from triptych.config_access import FetchSection, SecuritySection
 from triptych.config_error import configuration_error, origins_of
+from triptych.config_scaling import ScalingSection
 from triptych.config_section import Section
+from triptych.config_telemetry import TelemetrySection
 from triptych.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "TRIPTYCH_"
@@ -162,7 +164,9 @@ class LanguageSection(ActorSection):
     """Where 0 means "by device", `llm_service/device_defaults.py` has the values."""
 
     attention: str = Field(
-        "auto", description="Attention backend: auto (triton on a GPU that has Triton, else torch), torch or triton."
+        "auto",
+        description="Attention backend: auto (triton on a GPU that has Triton, else torch), torch, triton, or "
+        "flashinfer (where the package is installed; without graphs).",
     )
     page_size: int = Field(16, ge=1, description="Tokens a KV page holds. Must be equal on prefill and decode actors.")
     num_pages: int = Field(0, ge=0, description="KV pages; 0: as many as kv_cache_bytes hold.")
@@ -220,7 +224,7 @@ class StagesSection(Section):
 
 class TransportSection(Section):
     lanes: tuple[str, ...] = Field(
-        ("nccl", "shm", "grpc"),
+        ("cuda_ipc", "nccl", "shm", "grpc"),
         description="Lanes allowed, best first; gloo is there too. One name forces it.",
     )
     shared_memory_bytes: int = Field(
@@ -338,6 +342,14 @@ class RouterSection(Section):
         description="Mode auto: how much a running answer is slowed while the tower of its own actor works; "
         "1: it stands still.",
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes behind the same ports, each with a share of the connections. They divide "
+        "limits.max_pending_requests, limits.max_pending_bytes and the room of the stages; max_chunks_per_s and the "
+        "limits of a token hold in each by itself. More than 1 needs SO_REUSEPORT (Linux).",
+    )
     media_workers: int = Field(2, ge=1, description="Threads that read media headers and tokenize.")
 
 
@@ -369,6 +381,8 @@ class DeploymentConfig(Section):
     fetch: FetchSection = FetchSection()
     security: SecuritySection = SecuritySection()
     control: ControlSection = ControlSection()
+    telemetry: TelemetrySection = TelemetrySection()
+    scaling: ScalingSection = ScalingSection()
 
     @model_validator(mode="after")
     def _stages_fit_mode(self) -> DeploymentConfig:

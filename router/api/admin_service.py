@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -22,20 +23,30 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
     """Asks the running actors over gRPC; leaves every change to the `Scaler`."""
 
     def __init__(
-        self, config: DeploymentConfig, model_name: str, membership: Membership, channels: ChannelPool, scaler: Scaler
+        self,
+        config: DeploymentConfig,
+        model_name: str,
+        membership: Membership,
+        channels: ChannelPool,
+        scaler: Scaler,
+        counters: Callable[[], admin_pb2.RouterCounters] = admin_pb2.RouterCounters,
     ) -> None:
         self._config = config
         self._model_name = model_name
         self._membership = membership
         self._channels = channels
         self._scaler = scaler
+        self._counters = counters
 
     async def GetTopology(
         self, request: admin_pb2.GetTopologyRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> admin_pb2.GetTopologyResponse:
-        """Every stage with its wanted number of actors, and the actors it has."""
+        """Every stage with its wanted number of actors, and the actors it has; what the router counts."""
         return admin_pb2.GetTopologyResponse(
-            mode=str(self._config.mode), model=self._model_name, stages=self._scaler.topology()
+            mode=str(self._config.mode),
+            model=self._model_name,
+            stages=self._scaler.topology(),
+            router=self._counters(),
         )
 
     async def GetActorInfo(

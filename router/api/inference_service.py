@@ -9,6 +9,7 @@ import grpc
 from router.api.answering import AnsweringService
 from triptych.rpc.access import Access
 from triptych.rpc.access_interceptor import authorization_of
+from triptych.telemetry.tracing import trace_headers
 from triptych.v1 import inference_pb2, inference_pb2_grpc
 
 API = "grpc"
@@ -26,7 +27,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
     ) -> None:
         """Chunks, then the summary. A call without a deadline, or with a longer one, gets defaults.timeout_s."""
         clock = self._answering.metrics.request(API)
-        await self._answering.answer(request, context.time_remaining(), context.write, clock, self._tenant(context))
+        trace = trace_headers(context.invocation_metadata())
+        tenant = self._tenant(context)
+        await self._answering.answer(request, context.time_remaining(), context.write, clock, tenant, trace)
 
     def _tenant(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
         if self._access is None:

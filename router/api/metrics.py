@@ -8,7 +8,10 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from router.api.counted_histogram import CountedHistogram
-from triptych.v1 import common_pb2, inference_pb2
+from router.api.dispatch_metrics import DispatchMetrics
+from router.api.phase_metrics import PhaseMetrics
+from router.dispatch.dispatch_counts import DispatchCounts
+from triptych.v1 import admin_pb2, common_pb2, inference_pb2
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOME_OK = "ok"
@@ -21,7 +24,12 @@ _E2E_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15
 class RouterMetrics:
     """A registry of its own for each router. Times are of the router: from a request's arrival to what it sends."""
 
-    def __init__(self, model_name: str, num_running: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        num_running: Callable[[], int],
+        counts: Callable[[], DispatchCounts] = DispatchCounts,
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         model = {"model_name": model_name}
 
@@ -51,6 +59,8 @@ class RouterMetrics:
             registry=registry,
         )
         self._model_name = model_name
+        self._num_running = num_running
+        self._counts = counts
         self.ttft = histogram("time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS)
         self.tpot = histogram(
             "request_time_per_output_token_seconds", "Mean time of a request's tokens after the first.", _TOKEN_BUCKETS
@@ -65,6 +75,8 @@ class RouterMetrics:
         self._cached_tokens = counter("cached_prompt_tokens", "Part of the prompt tokens found in a prefix cache.")
         self._generation_tokens = counter("generation_tokens", "Tokens sent to clients.")
         self._retries = counter("walk_retries", "Walks that were begun again because an actor or link failed.")
+        self._phases = PhaseMetrics(registry, model_name)
+        registry.register(DispatchMetrics(model_name, counts))
         running = Gauge(
             "triptych:num_requests_running", "Requests inside the router.", ["model_name"], registry=registry
         )
@@ -79,6 +91,28 @@ class RouterMetrics:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
+    def counters(self) -> admin_pb2.RouterCounters:
+        """The few that `triptych top` shows."""
+        counts = self._counts()
+        outcomes = [sample for family in self._outcomes.collect() for sample in family.samples]
+        ended = {
+            is_ok: sum(
+                sample.value
+                for sample in outcomes
+                if sample.name.endswith("_total") and (sample.labels["outcome"] == OUTCOME_OK) == is_ok
+            )
+            for is_ok in (True, False)
+        }
+        return admin_pb2.RouterCounters(
+            running_requests=self._num_running(),
+            waiting_requests=counts.num_waiting,
+            answered_requests=int(ended[True]),
+            failed_requests=int(ended[False]),
+            generated_tokens=int(_value(self._generation_tokens)),
+            time_to_first_token=_histogram(self.ttft),
+            time_per_output_token=_histogram(self.tpot),
+        )
+
     def request(self, api: str) -> RequestMetrics:
         """Begins the clock of a request that came over `api`."""
         return RequestMetrics(self, api, time.monotonic())
@@ -89,6 +123,7 @@ class RouterMetrics:
 
     def note_summary(self, summary: inference_pb2.GenerateSummary) -> None:
         """An answer was completed."""
+        self._phases.note(summary)
         usage = summary.usage
         self._prompt_tokens.inc(usage.prompt_tokens)
         self._media_tokens.inc(usage.media_tokens)
@@ -113,9 +148,9 @@ class RequestMetrics:
     """The clock of one request; `end` exactly once."""
 
     def __init__(self, metrics: RouterMetrics, api: str, begun_at: float) -> None:
+        self.api = api
+        self.begun_at = begun_at  # on the clock of time.monotonic
         self._metrics = metrics
-        self._api = api
-        self._begun_at = begun_at
         self._first_at = 0.0
         self._last_at: dict[int, float] = {}
         self._num_tokens = 0
@@ -132,7 +167,7 @@ class RequestMetrics:
         now = time.monotonic()
         if not self._first_at:
             self._first_at = now
-            self._metrics.ttft.observe(now - self._begun_at)
+            self._metrics.ttft.observe(now - self.begun_at)
         last_at = self._last_at.get(chunk.choice_index)
         if last_at is not None:
             # Those that came together share the time since the last.
@@ -143,13 +178,28 @@ class RequestMetrics:
 
     def end(self, outcome: str) -> None:
         """`outcome` is "ok" or an error's class."""
-        self._metrics.note_outcome(self._api, outcome)
+        self._metrics.note_outcome(self.api, outcome)
         if outcome != OUTCOME_OK:
             return
         now = time.monotonic()
-        self._metrics.e2e.observe(now - self._begun_at)
+        self._metrics.e2e.observe(now - self.begun_at)
         num_choices = max(1, len(self._last_at))
         num_later = self._num_tokens - num_choices
         if num_later > 0:
             spent_s = max(self._last_at.values()) - self._first_at
             self._metrics.tpot.observe(spent_s * num_choices / num_later)
+
+
+def _value(counter: Counter) -> float:
+    return next(sample.value for family in counter.collect() for sample in family.samples if "_total" in sample.name)
+
+
+def _histogram(histogram: Histogram) -> admin_pb2.Histogram:
+    told = admin_pb2.Histogram()
+    below = 0
+    for sample in (sample for family in histogram.collect() for sample in family.samples):
+        if sample.name.endswith("_bucket"):
+            told.upper_bounds_s.append(float(sample.labels["le"]))
+            told.counts.append(int(sample.value) - below)
+            below = int(sample.value)
+    return told

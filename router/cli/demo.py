@@ -17,7 +17,6 @@ from router.cli.admin import running_actors, topology_lines
 from router.cli.demo_cases import Case, draw_cases
 from router.cli.overrides import deployment_config
 from router.cli.progress import StartProgress
-from router.cli.serve import log_to_stderr
 from router.cli.terminal_picture import half_blocks
 from router.control.cluster import Cluster
 from router.server import RouterServer
@@ -25,6 +24,7 @@ from triptych.client import Answer, AsyncClient
 from triptych.config import DeploymentConfig
 from triptych.demo.questions import Question
 from triptych.models_folder import resolve_model_folder
+from triptych.telemetry.logs import set_up_logging
 from triptych.v1 import admin_pb2, common_pb2
 
 PICTURE_ROWS = 8
@@ -51,9 +51,9 @@ def run_demo(seed: int | None, model: str | None) -> int:
     """Returns 0 when the stages did what they should and most answers were right, else 1."""
     begun = time.monotonic()
     console = Console(highlight=False, soft_wrap=True)
-    log_to_stderr()
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     config = deployment_config(None, model, "disaggregated", 1, 1, 1, 0, address="", port=0, http_port=-1)
+    set_up_logging(config.telemetry)
     resolve_model_folder(config.model.path)
     console.print("Triptych on this machine: one encoder, one prefill and one decode actor on a local Ray cluster.")
     with StartProgress(console) as progress:

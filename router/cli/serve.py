@@ -16,6 +16,7 @@ from router.control.listen_address import check_listen_address
 from router.server import EXIT_INTERRUPTED, serve_until_signal
 from triptych.config import DeploymentConfig
 from triptych.models_folder import resolve_model_folder
+from triptych.telemetry.logs import set_up_logging
 
 
 def run_serve(config: DeploymentConfig, *, show_logs: bool) -> int:
@@ -25,7 +26,7 @@ def run_serve(config: DeploymentConfig, *, show_logs: bool) -> int:
     if config.router.http_port > 0:
         check_listen_address(config.router.host, config.router.http_port, "http_port")
     console = Console(highlight=False, soft_wrap=True)
-    log_to_stderr(logging.INFO if show_logs else logging.WARNING)
+    set_up_logging(config.telemetry, logging.INFO if show_logs else None)
     try:
         with StartProgress(console) as progress:
             progress.say(
@@ -71,10 +72,3 @@ def _end_at_once_on_signals(cluster: Cluster) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-
-
-def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Log lines of this process that an operator should see."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    # Of prompts that are too long the router says so itself, with the limit that counts.
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)

@@ -6,10 +6,12 @@ import ray.util
 
 from encoder_service.actor import EncoderActor
 from triptych.config import DeploymentConfig
+from triptych.telemetry.logs import set_up_logging
 
 
 class NodeEncoderActor(EncoderActor):
     """Made on its node; `host` empty: the node's own address in the cluster."""
 
     def __init__(self, config: DeploymentConfig, host: str) -> None:
+        set_up_logging(config.telemetry)
         super().__init__(config, host or ray.util.get_node_ip_address())

@@ -7,12 +7,14 @@ import ray.util
 from llm_service.actor import LlmActor
 from llm_service.embedder import Embedder
 from triptych.config import DeploymentConfig
+from triptych.telemetry.logs import set_up_logging
 
 
 class NodeLlmActor(LlmActor):
     """Made on its node; `host` empty: the node's own address in the cluster. `role` is the stage's name."""
 
     def __init__(self, config: DeploymentConfig, role: str, host: str) -> None:
+        set_up_logging(config.telemetry)
         super().__init__(config, role, _build_embedder, host or ray.util.get_node_ip_address())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,6 +23,7 @@ from triptych.rpc.access import Access
 
 # What keeps the deployment from answering; empty when it can.
 WhatIsMissing = Callable[[], str]
+MetricsPage = Callable[[], Awaitable[bytes]]
 
 
 def http_app(
@@ -32,10 +33,14 @@ def http_app(
     access: Access,
     what_is_missing: WhatIsMissing,
     fetcher: MediaFetcher | None = None,
+    scrape: Callable[[], Awaitable[None]] | None = None,
+    shared_metrics: MetricsPage | None = None,
 ) -> ASGIApp:
-    """All paths, behind their door. `fetcher` is made from the configuration when it is not given."""
+    """All paths, behind their door. `fetcher` is made from the configuration when it is not given; `scrape` brings the
+    metrics of the actors up to date. `shared_metrics` makes the page of all router processes where there are several.
+    """
     chat = ChatCompletions(config, model_name, answering, fetcher or MediaFetcher(config.fetch))
-    pages = _Pages(model_name, answering, what_is_missing)
+    pages = _Pages(model_name, answering, what_is_missing, scrape, shared_metrics)
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/models", pages.models),
@@ -51,10 +56,19 @@ def http_app(
 class _Pages:
     """Everything but answers."""
 
-    def __init__(self, model_name: str, answering: AnsweringService, what_is_missing: WhatIsMissing) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        answering: AnsweringService,
+        what_is_missing: WhatIsMissing,
+        scrape: Callable[[], Awaitable[None]] | None,
+        shared_metrics: MetricsPage | None,
+    ) -> None:
         self._model_name = model_name
         self._answering = answering
         self._what_is_missing = what_is_missing
+        self._scrape = scrape
+        self._shared_metrics = shared_metrics
         self._model = {"id": model_name, "object": "model", "created": int(time.time()), "owned_by": "triptych"}
         self._document = openapi_document(__version__)
 
@@ -77,6 +91,10 @@ class _Pages:
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
+        if self._shared_metrics is not None:
+            return Response(await self._shared_metrics(), headers={"content-type": CONTENT_TYPE})
+        if self._scrape is not None:
+            await self._scrape()
         return Response(self._answering.metrics.page(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:

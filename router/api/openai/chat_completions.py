@@ -21,6 +21,7 @@ from router.api.openai.problem import error_body, in_http_terms
 from router.dispatch.byte_budget import ByteHold
 from triptych.config import DeploymentConfig
 from triptych.errors import Cancelled, DeadlineExceeded, RequestTooLarge, TriptychError
+from triptych.telemetry.tracing import trace_headers
 from triptych.v1 import inference_pb2
 
 API = "http"
@@ -121,8 +122,8 @@ class ChatCompletions:
         self, conversion: Conversion, scope: Scope, receive: Receive, send: Send, clock: RequestMetrics
     ) -> None:
         answer = WholeAnswer(self._head(conversion))
-        tenant = scope["state"]["tenant"]
-        await self._answering.answer(conversion.request, conversion.timeout_s, answer.deliver, clock, tenant)
+        tenant, trace = scope["state"]["tenant"], _trace(scope)
+        await self._answering.answer(conversion.request, conversion.timeout_s, answer.deliver, clock, tenant, trace)
         await JSONResponse(answer.body())(scope, receive, send)
 
     async def _stream(self, conversion: Conversion, scope: Scope, send: Send, clock: RequestMetrics) -> None:
@@ -134,8 +135,8 @@ class ChatCompletions:
             await stream.send(answer.events(response))
 
         try:
-            tenant = scope["state"]["tenant"]
-            await self._answering.answer(conversion.request, conversion.timeout_s, deliver, clock, tenant)
+            tenant, trace = scope["state"]["tenant"], _trace(scope)
+            await self._answering.answer(conversion.request, conversion.timeout_s, deliver, clock, tenant, trace)
         except TriptychError as error:
             if not stream.is_begun or isinstance(error, Cancelled):
                 raise
@@ -167,6 +168,11 @@ class _EventStream:
         if not self.is_begun:
             self.is_begun = True
             await self._send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
+
+
+def _trace(scope: Scope) -> dict[str, str]:
+    """W3C trace context of the HTTP request."""
+    return trace_headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> TriptychError:
