@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tiny_qwen import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START, tiny_config
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from llm_service.attention import build_attention
 from llm_service.device_defaults import resolve_section
@@ -30,7 +31,6 @@ from triptych.models.qwen2_5_vl.weights import load_language_model, load_vision_
 from triptych.sampling import SamplingParameters
 
 CPU = torch.device("cpu")
-IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END, EOS = 100, 101, 102, 103, 104
 PATCH_DIM = 3 * 2 * 14 * 14
 NUM_NEW_TOKENS = 64
 
@@ -39,35 +39,11 @@ def reference_model(
     hidden_size: int = 48, num_heads: int = 6, num_kv_heads: int = 2
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Weights wide enough that the likeliest token is clearly ahead, and answers do not fall into a short loop."""
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 128,
-            "hidden_size": hidden_size,
-            "intermediate_size": 80,
-            "num_hidden_layers": 3,
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": num_kv_heads,
-            "max_position_embeddings": 1024,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 2, 1]},
-            "tie_word_embeddings": False,
-            "eos_token_id": EOS,
-            "bos_token_id": EOS,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 44,
-            "num_heads": 2,
-            "out_hidden_size": hidden_size,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-            "tokens_per_second": 2,
-        },
-        tie_word_embeddings=False,
-        image_token_id=IMAGE_TOKEN,
-        video_token_id=VIDEO_TOKEN,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
+    text = {"hidden_size": hidden_size, "num_attention_heads": num_heads, "num_key_value_heads": num_kv_heads}
+    config = tiny_config(
+        tie=False,
+        text=text | {"max_position_embeddings": 1024},
+        vision={"depth": 2, "out_hidden_size": hidden_size, "fullatt_block_indexes": [1]},
     )
     torch.manual_seed(1)
     model = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_helpers import EOS, MakeEngine, Model, answer, greedy, new_sequence
+from engine_helpers import MakeEngine, Model, answer, greedy, new_sequence
 from form_helpers import TOKENS, VOCAB_SIZE, text_of, write_tokenizer
 from numpy.typing import NDArray
+from tiny_qwen import EOS
 
 from llm_service.answer_form import AnswerForm, AnswerForms, without
 from llm_service.prompt import Prompt

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from engine_helpers import CASES, EOS, MakeEngine, Model, SteppedEngine, answer, greedy, new_sequence
+from engine_helpers import CASES, MakeEngine, Model, SteppedEngine, answer, greedy, new_sequence
+from tiny_qwen import EOS
 
 from llm_service.engine import StepOutput
 from llm_service.scheduler import Chunk

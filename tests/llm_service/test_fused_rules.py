@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from engine_helpers import EOS, Model, answer, greedy, new_sequence
+from engine_helpers import Model, answer, greedy, new_sequence
 from form_helpers import VOCAB_SIZE, text_of, write_tokenizer
 from fused_helpers import fused_engine
 from test_logit_rules import PENALTIES, expected_answer
+from tiny_qwen import EOS
 
 from llm_service.answer_form import AnswerForms
 from triptych.constraint import Constraint, Form
