@@ -10,6 +10,7 @@ from encoder_service.stage import EncoderStage, StageSettings
 from encoder_service.tickets import ProducedTensors
 from encoder_service.warm_up import warm_up
 from triptych.config import DeploymentConfig
+from triptych.media import mute_pillow
 from triptych.media.layout import MediaProcessing
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
@@ -27,6 +28,7 @@ async def load_stage(config: DeploymentConfig, producer_id: str) -> EncoderStage
 
 
 def _load_stage(config: DeploymentConfig, folder: Path, producer_id: str) -> EncoderStage:
+    mute_pillow()
     model = ModelConfig.from_folder(folder)
     device = resolve_device(config.model)
     dtype = resolve_dtype(config.model, device)

@@ -18,7 +18,7 @@ from router.dispatch.prepared_request import MediaItem, PreparedRequest
 from router.dispatch.request_check import check_request
 from triptych.config import DeploymentConfig
 from triptych.errors import InvalidRequest, RequestTooLarge
-from triptych.media import content_key
+from triptych.media import content_key, mute_pillow
 from triptych.media.layout import MediaLayout, MediaProcessing, media_layout
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.detokenizer import IncrementalDetokenizer
@@ -43,6 +43,7 @@ class Preparation:
         self._processing = MediaProcessing.from_folder(folder)
         self._prompts = PromptBuilder(folder)
         self._threads = ThreadPoolExecutor(config.router.media_workers, thread_name_prefix="preparation")
+        mute_pillow()
         self._warm_up()
 
     async def prepare(self, request: inference_pb2.GenerateRequest) -> PreparedRequest:

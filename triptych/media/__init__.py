@@ -7,6 +7,7 @@ No torch is imported, and PyAV only when a video comes.
 from triptych.media.content_key import content_key
 from triptych.media.frames import probe_frames
 from triptych.media.image import open_image, probe_image
+from triptych.media.pillow_warnings import mute_pillow
 from triptych.media.shapes import ImageShape, VideoShape
 from triptych.media.video import count_frames, open_video, probe_video
 
@@ -15,6 +16,7 @@ __all__ = [
     "VideoShape",
     "content_key",
     "count_frames",
+    "mute_pillow",
     "open_image",
     "open_video",
     "probe_frames",
