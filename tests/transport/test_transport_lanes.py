@@ -224,15 +224,16 @@ async def test_another_incarnation_at_the_endpoint_is_unavailable(make_pair: Any
 
 
 async def test_a_byte_changed_in_shared_memory_is_noticed(make_pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    forced, free = await make_pair(lanes=("shm",)), await make_pair()
+    forced = await make_pair(lanes=("shm",), memory_checksums=True)
+    free = await make_pair(memory_checksums=True)
     tensor = torch.randn(300, 1000)
 
     def spoil_after_writing(pair: Any) -> None:
         slab = pair.service._lanes["shm"]._slab
         write = slab.write
 
-        def spoiled(extent: Any, rows: torch.Tensor) -> int:
-            crc32 = write(extent, rows)
+        def spoiled(extent: Any, rows: torch.Tensor, has_checksum: bool) -> Any:
+            crc32 = write(extent, rows, has_checksum)
             with open(SHARED_MEMORY_FOLDER / slab.name, "r+b") as file:
                 file.seek(extent.offset + 70_001)
                 old = file.read(1)

@@ -31,11 +31,14 @@ def byte_array(tensor: torch.Tensor) -> ByteArray:
     return byte_tensor(tensor).numpy()
 
 
-def copy_with_crc32(source: ByteArray, target: ByteArray) -> int:
-    """Copy bytes between arrays of one length; returns the crc32 of what then stands in `target`.
+def copy_bytes(source: ByteArray, target: ByteArray, has_checksum: bool) -> int | None:
+    """Copy bytes between arrays of one length; returns the crc32 of what then stands in `target`, if wanted.
 
-    Block by block, so that the checksum reads from the processor's cache.
+    Block by block then, so that the checksum reads from the processor's cache.
     """
+    if not has_checksum:
+        np.copyto(target, source)
+        return None
     crc32 = 0
     for start in range(0, len(source), COPY_BLOCK_BYTES):
         block = slice(start, start + COPY_BLOCK_BYTES)

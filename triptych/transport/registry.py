@@ -83,7 +83,9 @@ def _make_shm_producer(side: ProducerSide) -> ShmProducerLane | None:
         return None
     for name in sweep_dead_slabs():
         logger.info("removed shared memory %s of a dead actor", name)
-    return ShmProducerLane(side.producer_id, side.transport.shared_memory_bytes)
+    return ShmProducerLane(
+        side.producer_id, side.transport.shared_memory_bytes, has_checksums=side.transport.memory_checksums
+    )
 
 
 def _make_cuda_ipc_producer(side: ProducerSide) -> CudaIpcProducerLane | None:
@@ -92,7 +94,7 @@ def _make_cuda_ipc_producer(side: ProducerSide) -> CudaIpcProducerLane | None:
     if driver is None:
         return None
     make_slab = partial(CudaSlab, side.producer_id, num_bytes, driver)
-    has_checksums = side.transport.gpu_checksums
+    has_checksums = side.transport.memory_checksums
     return CudaIpcProducerLane(make_slab, side.device, device_id(side.device), has_checksums=has_checksums)
 
 
@@ -137,7 +139,7 @@ def _nccl_settings(transport: TransportSection, device: torch.device) -> LinkSet
         idle_s=transport.link_idle_s,
         max_links=transport.max_links,
         num_slots=transport.link_slots,
-        has_checksums=transport.gpu_checksums,
+        has_checksums=transport.memory_checksums,
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from triptych.errors import ConfigurationError, IntegrityError, Overloaded, Unavailable
-from triptych.transport.copying import byte_array, copy_with_crc32
+from triptych.transport.copying import byte_array, copy_bytes
 from triptych.transport.device_copy import DeviceCopies
 from triptych.transport.extents import Extent, ExtentAllocator
 from triptych.transport.host import SHARED_MEMORY_FOLDER
@@ -72,8 +72,8 @@ class SharedMemorySlab:
         """Give a piece back; it joins free neighbours."""
         self._extents.free(extent)
 
-    def write(self, extent: Extent, tensor: torch.Tensor) -> int:
-        """Copy the bytes of `tensor` (any device) to the start of `extent`; returns their crc32.
+    def write(self, extent: Extent, tensor: torch.Tensor, has_checksum: bool = True) -> int | None:
+        """Copy the bytes of `tensor` (any device) to the start of `extent`; returns their crc32 if wanted.
 
         Raises Overloaded when the host has no memory left for /dev/shm: the kernel is asked first, since touching a
         page that it can't back would kill the process with SIGBUS.
@@ -87,7 +87,7 @@ class SharedMemorySlab:
             raise _full(f"slab {self.name}: {SHARED_MEMORY_FOLDER} has no {extent.length} bytes left") from None
         target = np.frombuffer(self._memory, np.uint8, tensor.nbytes, extent.offset)
         on_host = tensor.contiguous() if tensor.device.type == "cpu" else self._copies.to_host(tensor)
-        return copy_with_crc32(byte_array(on_host), target)
+        return copy_bytes(byte_array(on_host), target, has_checksum)
 
     def close(self) -> None:
         """Remove the file; idempotent. Consumers that have it mapped keep their view."""
@@ -102,8 +102,11 @@ class SharedMemorySlab:
             logger.debug("slab %s is still being written; its mapping goes with the last view", self.name)
 
 
-def read_slab(name: str, offset: int, crc32: int, target: torch.Tensor, folder: Path = SHARED_MEMORY_FOLDER) -> None:
-    """Copy `target.nbytes` bytes at `offset` of the slab `name` into `target` (contiguous, CPU) and check them.
+def read_slab(
+    name: str, offset: int, crc32: int | None, target: torch.Tensor, folder: Path = SHARED_MEMORY_FOLDER
+) -> None:
+    """Copy `target.nbytes` bytes at `offset` of the slab `name` into `target` (contiguous, CPU) and check them,
+    where there is a checksum.
 
     Raises Unavailable when the slab can't be read here, IntegrityError when name, bounds or checksum are wrong.
     """
@@ -114,7 +117,7 @@ def read_slab(name: str, offset: int, crc32: int, target: torch.Tensor, folder: 
     except OSError as error:
         raise Unavailable(f"can't open shared memory {name}: {error.strerror}") from None
     try:
-        actual = _copy_out(file, name, offset, target)
+        actual = _copy_out(file, name, offset, target, crc32 is not None)
     finally:
         os.close(file)
     if actual != crc32:
@@ -163,7 +166,7 @@ def _unlink_if_dead(path: Path) -> bool:
     return True
 
 
-def _copy_out(file: int, name: str, offset: int, target: torch.Tensor) -> int:
+def _copy_out(file: int, name: str, offset: int, target: torch.Tensor, has_checksum: bool) -> int | None:
     """The crc32 is of the copy: the producer might reuse the piece while it is being read."""
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
@@ -178,7 +181,7 @@ def _copy_out(file: int, name: str, offset: int, target: torch.Tensor) -> int:
         file, offset + target.nbytes - start, mmap.MAP_SHARED | _POPULATE, mmap.PROT_READ, offset=start
     ) as memory:
         source = np.frombuffer(memory, np.uint8, target.nbytes, offset - start)
-        crc32 = copy_with_crc32(source, byte_array(target))
+        crc32 = copy_bytes(source, byte_array(target), has_checksum)
         del source  # Or the mapping could not be closed.
     return crc32
 

@@ -26,9 +26,10 @@ class ShmProducerLane:
 
     name = "shm"
 
-    def __init__(self, producer_id: str, num_bytes: int) -> None:
+    def __init__(self, producer_id: str, num_bytes: int, *, has_checksums: bool) -> None:
         self._producer_id = producer_id
         self._num_bytes = num_bytes
+        self._has_checksums = has_checksums
         self._opened_slab: SharedMemorySlab | None = None
 
     @property
@@ -47,7 +48,7 @@ class ShmProducerLane:
         slab = self._slab
         extent = slab.allocate(rows.nbytes)
         try:
-            crc32 = await run_copy(rows.nbytes, slab.write, extent, rows)
+            crc32 = await run_copy(rows.nbytes, slab.write, extent, rows, self._has_checksums)
             handle = SharedMemoryHandle(name=slab.name, offset=extent.offset, crc32=crc32)
             header.shared_memory.CopyFrom(handle)
             await write(FetchResponse(header=header))
@@ -79,9 +80,10 @@ class ShmConsumerLane:
         async with open_fetch(self._channels, self._consumer_id, order, self.name) as call:
             target = torch.empty(order.spec.shape, dtype=order.spec.dtype)
             handle = call.header.shared_memory
+            crc32 = handle.crc32 if handle.HasField("crc32") else None
             if target.nbytes > 0:
                 try:
-                    await run_copy(target.nbytes, read_slab, handle.name, handle.offset, handle.crc32, target)
+                    await run_copy(target.nbytes, read_slab, handle.name, handle.offset, crc32, target)
                 except (Unavailable, IntegrityError) as error:
                     raise LaneFailure(error) from None
             return Arrival(target, call.outcome, call.wait_s)
