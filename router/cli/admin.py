@@ -75,7 +75,10 @@ def _described(info: admin_pb2.ActorInfo) -> str:
     parts = [" + ".join(weights) + " parameters"]
     if info.HasField("encoder"):
         encoder = info.encoder
-        parts.append(f"{encoder.accepted_items} items taken ({encoder.cache_hits} from cache)")
+        from_host = f", {encoder.host_cache_hits} of them from host memory" if encoder.host_cache_hits else ""
+        parts.append(f"{encoder.accepted_items} items taken ({encoder.cache_hits} from cache{from_host})")
+        if encoder.num_batches:
+            parts.append(f"{encoder.encoded_items / encoder.num_batches:.1f} items a batch")
         parts.append(f"{encoder.pending_patches} patches pending")
     if info.HasField("language"):
         work = info.language
