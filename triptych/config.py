@@ -244,7 +244,10 @@ class TransportSection(Section):
         10.0, gt=0, description="A lane that failed between two actors is left out so long, doubled up to 8 times."
     )
     nccl_max_ctas: int = Field(8, ge=1, le=32, description="Channels of a link of the lane nccl: speed for memory.")
-    gpu_checksums: bool = Field(False, description="Checksums on cuda_ipc and nccl too; slow, for finding faults.")
+    memory_checksums: bool = Field(
+        False,
+        description="Checksums on shm, cuda_ipc and nccl too, not only on grpc and gloo; slow, to find faults.",
+    )
     lease_s: float = Field(30.0, gt=0, description="A producer keeps a tensor that long without a heartbeat.")
     unknown_ticket_wait_s: float = Field(
         10.0, gt=0, description="How long a fetch waits for a ticket the producer has not heard of."
