@@ -22,6 +22,7 @@ def deployment_config(
     host: str | None = None,
     port: int | None = None,
     http_port: int | None = None,
+    router_processes: int | None = None,
 ) -> DeploymentConfig:
     """File and environment with the flags over them; raises ConfigurationError naming the key or the flag."""
     if mode == Mode.COLOCATED:
@@ -39,7 +40,7 @@ def deployment_config(
             "prefill_decode": {"replicas": prefill_decodes},
         },
         "control": {"address": address},
-        "router": {"host": host, "port": port, "http_port": http_port},
+        "router": {"host": host, "port": port, "http_port": http_port, "processes": router_processes},
     }
     return DeploymentConfig.from_sources(file, _given(flags))
 

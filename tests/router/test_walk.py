@@ -177,8 +177,7 @@ async def test_a_full_stage_is_told_and_ends_the_other_legs(stage: str) -> None:
         failing.failure = Overloaded("full", field="f", retry_after_s=2.5)
         asking = asyncio.create_task(ask(system, picture_request()))
         # A call that is cancelled on its way never arrives: all of them must have.
-        while not all(actor.requests for actor in system.actors.values()):
-            await asyncio.sleep(0.001)
+        await until(lambda: all(actor.requests for actor in system.actors.values()))
         failing.gate.set()
         with pytest.raises(Overloaded) as caught:
             await asking

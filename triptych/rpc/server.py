@@ -25,7 +25,9 @@ class RpcServer:
 
     With `credentials` it speaks TLS only. `interceptors` see a call before its request is read, and may raise
     TriptychErrors in their handlers. Calls over `max_concurrent_calls` are refused by gRPC itself
-    (RESOURCE_EXHAUSTED) before anything of them is read.
+    (RESOURCE_EXHAUSTED) before anything of them is read. With `reuse_port` other processes of the same user may
+    listen on the port as well, and each gets a part of the connections. A `host` that begins with "unix:" is the whole
+    address, that of a socket.
     """
 
     def __init__(
@@ -37,8 +39,9 @@ class RpcServer:
         credentials: grpc.ServerCredentials | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         max_concurrent_calls: int | None = None,
+        reuse_port: bool = False,
     ) -> None:
-        self._address = f"{host}:{port}"
+        self._address = host if host.startswith("unix:") else f"{host}:{port}"
         self._credentials = credentials
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor(), *interceptors],
@@ -47,7 +50,7 @@ class RpcServer:
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
                 # Two servers must never share a port unseen.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(reuse_port)),
                 ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
                 ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
                 ("grpc.keepalive_permit_without_calls", 1),

@@ -18,13 +18,17 @@ _IDLE_CONNECTION_S = 75  # longer than the 60 s after which common load balancer
 
 
 class HttpServer:
-    """Serves `app` on host:port; `port` 0 takes any free one. h11 is the parser that bounds the head of a request."""
+    """Serves `app` on host:port; `port` 0 takes any free one, with `reuse_port` other processes may too.
 
-    def __init__(self, app: ASGIApp, host: str, port: int, tls: ClientTlsSection) -> None:
+    h11 is the parser that bounds the head of a request.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, port: int, tls: ClientTlsSection, *, reuse_port: bool = False) -> None:
         self._app = app
         self._host = host
         self._port = port
         self._tls = tls
+        self._reuse_port = reuse_port
         self._server: _Server | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -49,7 +53,7 @@ class HttpServer:
             raise ConfigurationError(
                 f"security.clients: can't use the certificate: {error}", field="security.clients.certificate"
             ) from None
-        listener = _listen(self._host, self._port)
+        listener = _listen(self._host, self._port, self._reuse_port)
         port = int(listener.getsockname()[1])
         self._server = server = _Server(config)
         self._running = running = asyncio.create_task(server.serve([listener]), name="http server")
@@ -86,7 +90,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, reuse_port: bool) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -95,6 +99,8 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             # Connections of an earlier router that still fade away are no hindrance; a listening one is.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
             listener.listen(_BACKLOG)
             listener.setblocking(False)

@@ -14,8 +14,10 @@ from triptych.v1 import common_pb2
 def stage_room(membership: Membership, config: DeploymentConfig) -> Capacity:
     """What the ready actors may have together, in the units of their stages.
 
-    A stage without an actor has no bound here: its requests wait for one, and that is for the placer.
+    A stage without an actor has no bound here: its requests wait for one, and that is for the placer. Each of several
+    router processes has its part.
     """
+    num_processes = config.router.processes
     stages, members = config.stages, membership.all_members()
     num_towers = sum(member.stage is StageName.ENCODER or member.has_tower for member in members)
     waiting_tokens = {
@@ -26,9 +28,9 @@ def stage_room(membership: Membership, config: DeploymentConfig) -> Capacity:
         member.num_kv_tokens for member in members if member.stage in (StageName.DECODE, StageName.PREFILL_DECODE)
     )
     return Capacity(
-        num_patches=num_towers * stages.encoder.max_pending_patches,
-        num_prompt_tokens=sum(waiting_tokens.get(member.stage, 0) for member in members),
-        num_kv_tokens=int(num_kv_tokens * config.router.kv_overcommit),
+        num_patches=num_towers * stages.encoder.max_pending_patches // num_processes,
+        num_prompt_tokens=sum(waiting_tokens.get(member.stage, 0) for member in members) // num_processes,
+        num_kv_tokens=int(num_kv_tokens * config.router.kv_overcommit / num_processes),
     )
 
 
