@@ -14,6 +14,8 @@ from router.control.controller import Controller, Progress
 from router.control.launcher import Launcher
 from router.control.membership import Membership
 from router.dispatch.dispatcher import Dispatcher
+from router.processes.first_process import FirstProcess
+from router.processes.share import share_of
 from triptych.config import DeploymentConfig
 from triptych.models_folder import model_name, resolve_model_folder
 from triptych.rpc.channels import ChannelPool
@@ -45,6 +47,7 @@ class RouterServer:
     """
 
     def __init__(self, config: DeploymentConfig, cluster: ActorCluster) -> None:
+        config = share_of(config)
         self._config = config
         name = model_name(config.model.path, config.model.name)
         folder = resolve_model_folder(config.model.path)
@@ -54,7 +57,16 @@ class RouterServer:
         self.controller = Controller(
             config, cluster.launcher(config, self._channels), membership, load_of=self.dispatcher.load_of
         )
-        self._ports = ClientPorts(config, name, self.dispatcher, membership, self._channels, self.controller)
+        self.first = FirstProcess(config, membership) if config.router.processes > 1 else None
+        self._ports = ClientPorts(
+            config,
+            name,
+            self.dispatcher,
+            membership,
+            self._channels,
+            self.controller,
+            self.first.shared if self.first is not None else None,
+        )
 
     @property
     def http_endpoint(self) -> str:
@@ -68,13 +80,22 @@ class RouterServer:
         until they are there.
         """
         endpoint = await self._ports.start()
+        if self.first is not None:
+            await self.first.start(self._ports)
         await self.controller.start(progress)
         await self._ports.set_serving(True)
+        if self.first is not None:
+            self.first.set_serving(True)
         return endpoint
 
     async def stop(self) -> None:
         """Takes no new requests, lets running ones finish within control.drain_timeout_s, ends all actors."""
-        await self._ports.stop(self._config.control.drain_timeout_s if self.dispatcher.num_pending else _STOP_GRACE_S)
+        async with asyncio.TaskGroup() as group:
+            if self.first is not None:
+                group.create_task(self.first.stop())
+            group.create_task(
+                self._ports.stop(self._config.control.drain_timeout_s if self.dispatcher.num_pending else _STOP_GRACE_S)
+            )
         await self.dispatcher.close()
         await self.controller.stop(_STOP_GRACE_S)
         await self._channels.close()

@@ -73,6 +73,9 @@ def serve(
     http_port: Annotated[
         int | None, typer.Option(min=-1, max=65_535, help="OpenAI API; 0: any free port, -1: none.")
     ] = None,
+    router_processes: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Router processes behind the same ports.")
+    ] = None,
     actor_logs: Annotated[bool, typer.Option("--actor-logs", help="Print what the actors log.")] = False,
 ) -> None:
     """Start the system, and answer requests until Ctrl-C."""
@@ -91,6 +94,7 @@ def serve(
         host=host,
         port=port,
         http_port=http_port,
+        router_processes=router_processes,
     )
     raise typer.Exit(run_serve(deployment, show_logs=actor_logs))
 
