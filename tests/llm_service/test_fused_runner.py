@@ -20,6 +20,8 @@ from llm_service.fused_sampler import FusedSampler
 from llm_service.kernel_warm_up import compile_side_by_side
 from llm_service.prompt import Prompt
 from llm_service.prompt_buckets import MAX_PROMPT_TOKENS, PromptBucket, prompt_buckets, smallest
+from llm_service.runner import LaunchedStep
+from llm_service.scheduler import Chunk
 from llm_service.sequence import FinishReason, Sequence
 from llm_service.upload import Upload
 from triptych.errors import InvalidRequest
@@ -198,6 +200,31 @@ def test_padding_never_gives_nan(model: Model) -> None:
     engine.runner._logits.fill_(torch.nan)  # type: ignore[attr-defined]
     engine.run([new_sequence(model.case("one token"), greedy(3)) for _ in range(3)])
     assert torch.isfinite(engine.runner._logits).all()  # type: ignore[attr-defined]
+
+
+def test_a_step_is_one_upload(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decodes, chunks through a bucket and without one, media, rows with rules: all of it in one copy a step."""
+    engine = fused_engine(model, prompt_buckets=BUCKETS, prefill_chunk_tokens=8)
+    num_sent, num_launched = 0, 0
+    send, launch = Upload.send, engine.runner.launch
+
+    def send_and_count(upload: Upload, num_bytes: int) -> None:
+        nonlocal num_sent
+        num_sent += 1
+        send(upload, num_bytes)
+
+    def launch_and_count(chunks: list[Chunk]) -> LaunchedStep:
+        nonlocal num_launched
+        num_launched += 1
+        return launch(chunks)
+
+    monkeypatch.setattr(Upload, "send", send_and_count)
+    monkeypatch.setattr(engine.runner, "launch", launch_and_count)
+    rules = greedy(NUM_TOKENS, repetition_penalty=1.2, logit_bias=((5, 1.0),), logprobs=2)
+    engine.run(
+        [new_sequence(model.case("one image"), rules), new_sequence(model.case("one token"), greedy(NUM_TOKENS))]
+    )
+    assert num_sent == num_launched >= NUM_TOKENS
 
 
 def test_buckets() -> None:
