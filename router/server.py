@@ -13,6 +13,9 @@ from router.api.client_ports import ClientPorts
 from router.control.controller import Controller, Progress
 from router.control.launcher import Launcher
 from router.control.membership import Membership
+from router.control.scaling.figures import ActorFigures
+from router.control.scaling.metrics import ScalingMetrics
+from router.control.scaling.scaling_loop import ScalingLoop
 from router.dispatch.dispatcher import Dispatcher
 from router.processes.first_process import FirstProcess
 from router.processes.share import share_of
@@ -67,6 +70,14 @@ class RouterServer:
             self.controller,
             self.first.shared if self.first is not None else None,
         )
+        self.scaling = ScalingLoop(
+            config,
+            self.controller,
+            self.dispatcher,
+            membership,
+            ActorFigures(self._channels, config.control.health_timeout_s).ask,
+            ScalingMetrics(name, self._ports.answering.metrics.registry),
+        )
 
     @property
     def http_endpoint(self) -> str:
@@ -83,6 +94,7 @@ class RouterServer:
         if self.first is not None:
             await self.first.start(self._ports)
         await self.controller.start(progress)
+        self.scaling.start()
         await self._ports.set_serving(True)
         if self.first is not None:
             self.first.set_serving(True)
@@ -90,6 +102,7 @@ class RouterServer:
 
     async def stop(self) -> None:
         """Takes no new requests, lets running ones finish within control.drain_timeout_s, ends all actors."""
+        await self.scaling.stop()
         async with asyncio.TaskGroup() as group:
             if self.first is not None:
                 group.create_task(self.first.stop())

@@ -12,6 +12,7 @@ from router.control.backoff import Backoff
 from router.control.launcher import Launcher
 from router.control.membership import Membership, StageName
 from router.control.plan import Action, Discard, Drain, Launch, Phase, check_scale, plan, wanted_actors
+from router.control.scaling.context import ActorCounts
 from router.control.supervised_actor import SupervisedActor
 from triptych.config import DeploymentConfig
 from triptych.errors import ConfigurationError, DeadlineExceeded, ModelError, TriptychError
@@ -48,6 +49,8 @@ class Controller:
         self._load_of = load_of
         self._clock = clock
         self._wanted = wanted_actors(config)
+        self._pinned: set[StageName] = set()
+        self._start_s: dict[StageName, float] = {}
         self._actors: dict[int, SupervisedActor] = {}
         self._launched = 0
         self._backoff = Backoff(clock)
@@ -77,13 +80,15 @@ class Controller:
     async def scale(self, stage: StageName, num_actors: int, *, wait: bool, timeout_s: float) -> admin_pb2.StageStatus:
         """Sets how many actors `stage` should have; with `wait` returns when it has that many ready and no other.
 
+        From now on the scaling policy leaves the stage alone, until `unpin`.
+
         Raises InvalidRequest when no request could be answered with that, DeadlineExceeded when waiting takes longer
         than `timeout_s` (the wish stands), and the reason when new actors fail to start.
         """
         check_scale(self._config.mode, self._wanted, stage, num_actors)
         logger.info("stage %s: %d actors wanted, %d before", stage, num_actors, self._wanted[stage])
-        self._wanted[stage] = num_actors
-        self._wake.set()
+        self._pinned.add(stage)
+        self.set_wanted(stage, num_actors)
         if wait:
             try:
                 async with asyncio.timeout(timeout_s - min(ANSWER_MARGIN_S, timeout_s / 10)):
@@ -96,6 +101,28 @@ class Controller:
                     field="num_actors",
                 ) from None
         return self._status(stage)
+
+    def set_wanted(self, stage: StageName, num_actors: int) -> None:
+        """What the scaling policy decided, within its bounds."""
+        self._wanted[stage] = num_actors
+        self._wake.set()
+
+    def is_pinned(self, stage: StageName) -> bool:
+        """Whether `scale` said how many actors there are to be."""
+        return stage in self._pinned
+
+    def unpin(self, stage: StageName) -> None:
+        """Gives the stage back to the scaling policy."""
+        self._pinned.discard(stage)
+
+    def counts(self, stage: StageName) -> ActorCounts:
+        """The actors of a stage, by what they are doing."""
+        phases = (Phase.READY, Phase.STARTING, Phase.DRAINING)
+        return ActorCounts(self._wanted[stage], *(len(self._in_phase(stage, phase)) for phase in phases))
+
+    def start_s(self, stage: StageName) -> float | None:
+        """How long the latest actor of a stage took from its launch until it was ready; None before the first."""
+        return self._start_s.get(stage)
 
     def topology(self) -> list[admin_pb2.StageStatus]:
         """Every stage with its wanted count and its actors, whatever their state."""
@@ -141,7 +168,7 @@ class Controller:
                     self._launcher.launch(stage),
                     self._config.control,
                     self._clock,
-                    on_started=partial(self._note_start, stage),
+                    on_started=partial(self._note_start, stage, self._clock()),
                     on_change=self._wake.set,
                 )
             case Drain(number):
@@ -208,8 +235,9 @@ class Controller:
             if actor.actor_id == actor_id:
                 actor.suspect()
 
-    def _note_start(self, stage: StageName, error: TriptychError | None) -> None:
+    def _note_start(self, stage: StageName, launched_s: float, error: TriptychError | None) -> None:
         if error is None:
+            self._start_s[stage] = self._clock() - launched_s
             self._backoff.note_success(stage)
         else:
             self._backoff.note_failure(stage, error)

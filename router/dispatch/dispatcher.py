@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from router.control.membership import Membership
+from router.control.scaling.demand import Demand, Work
 from router.dispatch.admission import Admission, AdmissionTurns
 from router.dispatch.admission.stage_room import applicant, stage_room
 from router.dispatch.answer_text import AnswerText
@@ -49,6 +50,7 @@ class Dispatcher:
         membership.on_change(partial(self._note_members, membership, config))
         self._preparation = Preparation(config, model_name, folder)
         self._loads = LoadLedger()
+        self.demand = Demand(config.scaling)
         self._sweeper = ChannelSweeper(channels, membership, self._loads)
         text = ModelConfig.from_folder(folder).text
         # bfloat16 or float32, by the actors' device: the larger one, as a cache holds at least what this says.
@@ -76,6 +78,16 @@ class Dispatcher:
         load = self._loads.of(actor_id)
         return load.num_patches + load.num_prompt_tokens + load.num_requests
 
+    def work_on(self, actor_id: str) -> Work:
+        """Patches and prompt tokens that this router gave to an actor and are not done."""
+        load = self._loads.of(actor_id)
+        return Work(load.num_patches, load.num_prompt_tokens)
+
+    def unplaced(self) -> Work:
+        """Of requests that wait for a turn, or for a stage that has no actor."""
+        load = self._turns.waiting_load() + self._resources.placer.waiting_load
+        return Work(load.num_patches, load.num_prompt_tokens)
+
     async def generate(
         self, request: inference_pb2.GenerateRequest, deadline: Deadline, tenant: str = ""
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
@@ -94,7 +106,9 @@ class Dispatcher:
             except TimeoutError:
                 raise DeadlineExceeded("the deadline passed while the request was prepared") from None
             _note_wait("prepare", prepared.prepare_s)
-            async with self._turns.turn(applicant(tenant, prepared), deadline) as waited_s:
+            asking = applicant(tenant, prepared)
+            self.demand.note_arrival(asking.load.num_patches, asking.load.num_prompt_tokens)
+            async with self._turns.turn(asking, deadline) as waited_s:
                 clock.admission_s = waited_s
                 _note_wait("admission", waited_s)
                 async with aclosing(self._answer(prepared, clock, deadline)) as responses:
@@ -125,6 +139,7 @@ class Dispatcher:
                 if chunk is not None and answer.is_stopped:
                     generation.stop_choice(answer.index)
         summary = make_summary(self._model_name, request, generation, answers, clock)
+        self.demand.note_answer(summary, clock.last_token_at - clock.first_token_at)
         yield inference_pb2.GenerateResponse(summary=summary)
 
     def _note_members(self, membership: Membership, config: DeploymentConfig) -> None:

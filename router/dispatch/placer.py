@@ -13,7 +13,7 @@ from router.dispatch.circuit import CircuitBreaker
 from router.dispatch.dispatch_counts import DispatchCounts
 from router.dispatch.encode_costs import EncodeCostMeter, EncodeTail
 from router.dispatch.encode_place import EncodeChoice, EncodeContext, EncodeReason, choose_encode_place
-from router.dispatch.loads import LoadLedger
+from router.dispatch.loads import NO_LOAD, Load, LoadLedger
 from router.dispatch.placement import Candidate, Chance, MediaWork, Placement, placement_policy
 from router.dispatch.prepared_request import PreparedRequest
 from router.dispatch.walk_record import WalkRecord
@@ -58,6 +58,7 @@ class Placer:
         self._random = random or Random()
         self._turn = 0
         self._num_hedges = 0
+        self._waiting_load = NO_LOAD
         self._embeddings = CacheMap()
         self._prefixes = CacheMap()
         self._encode_costs = EncodeCostMeter()
@@ -71,6 +72,8 @@ class Placer:
         Waits until every stage that it needs has a member; raises Unavailable naming the stage when the deadline
         passes first.
         """
+        work = Load(sum(item.num_patches for item in request.media), len(request.token_ids))
+        self._waiting_load = self._waiting_load + work
         try:
             async with asyncio.timeout(deadline.remaining_s()):
                 while (missing := self._missing_stage(request)) is not None:
@@ -81,9 +84,16 @@ class Placer:
                 f"expected at least one, see stages.{missing}.replicas and AdminService.Scale",
                 field=f"stages.{missing}.replicas",
             ) from None
+        finally:
+            self._waiting_load = self._waiting_load - work
         placement = self._choose(request, {*avoid, *self._circuits.open_actors()})
         self._circuits.note_chosen(member.actor_id for member in placement.members)
         return placement
+
+    @property
+    def waiting_load(self) -> Load:
+        """Patches and prompt tokens of requests that wait for a stage without actors."""
+        return self._waiting_load
 
     def note_walk(self, record: WalkRecord, request: PreparedRequest) -> None:
         """Learns from a walk that went well what encoding costs, and that its actors are in health."""

@@ -50,6 +50,10 @@ class AdmissionTurns:
     def num_waiting(self) -> int:
         return len(self._line)
 
+    def waiting_load(self) -> Load:
+        """What those who wait ask for, together."""
+        return sum((entry.waiting.load for entry in self._line), NO_LOAD)
+
     @property
     def in_flight(self) -> Load:
         """What those whose turn came hold together."""
