@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
 from benchmarks.scaling.simulation import STAGES, Allocation, Outcome
 
@@ -13,36 +12,29 @@ Simulate = Callable[[Allocation], Outcome]
 def best_fixed(
     simulate: Simulate, lowest: Allocation, highest: Allocation, attained: float
 ) -> tuple[Allocation, Outcome]:
-    """Of all allocations from `lowest` to `highest` the one with the fewest actors whose attainment is `attained`.
+    """The fewest actors with which at least `attained` of the requests are in time, between `lowest` and `highest`.
 
-    How many requests a stage makes late depends on its own count and hardly on the others': each stage's curve is
-    simulated once, beside other stages of the same rank, and says in which order allocations are worth a try. What is
-    returned was simulated as a whole. Raises ValueError when none in the range attains it.
+    A stage alone may not make more than 1 - attained of the requests late: the fewest actors for that are found by
+    halving, of all stages in the same simulations, since a stage hardly depends on the others' counts. They are a lower
+    bound; from there the stage that makes most requests late gets one more until it is enough. Raises ValueError when
+    `highest` is not.
     """
-    late = _late_curves(simulate, lowest, highest)
-    ranges = [range(lowest[stage], highest[stage] + 1) for stage in STAGES]
-    allocations = [dict(zip(STAGES, counts, strict=True)) for counts in product(*ranges)]
-
-    def estimate(allocation: Allocation) -> float:
-        return sum(late[stage][allocation[stage]] for stage in STAGES)
-
-    allocations.sort(key=lambda allocation: (sum(allocation.values()), estimate(allocation)))
-    for allocation in allocations:
-        # The estimate counts a request twice that two stages make late, and misses what they do to each other.
-        if 1.0 - 0.7 * estimate(allocation) < attained:
-            continue
-        outcome = simulate(allocation)
-        if outcome.attained >= attained:
-            return allocation, outcome
-    raise ValueError(f"no allocation up to {highest} attains {attained:.4f}")
-
-
-def _late_curves(simulate: Simulate, lowest: Allocation, highest: Allocation) -> dict[str, dict[int, float]]:
-    """Of each stage: share of requests that it makes late, by its count."""
-    curves: dict[str, dict[int, float]] = {stage: {} for stage in STAGES}
-    for step in range(max(highest[stage] - lowest[stage] for stage in STAGES) + 1):
-        allocation = {stage: min(lowest[stage] + step, highest[stage]) for stage in STAGES}
-        outcome = simulate(allocation)
+    low, high = dict(lowest), dict(highest)
+    while any(low[stage] < high[stage] for stage in STAGES):
+        middle = {stage: (low[stage] + high[stage]) // 2 for stage in STAGES}
+        outcome = simulate(middle)
         for stage in STAGES:
-            curves[stage].setdefault(allocation[stage], outcome.late_by[stage] / max(1, outcome.num_requests))
-    return curves
+            if low[stage] == high[stage]:
+                continue
+            if outcome.late_by[stage] / max(1, outcome.num_requests) <= 1 - attained:
+                high[stage] = middle[stage]
+            else:
+                low[stage] = middle[stage] + 1
+    allocation = low
+    while (outcome := simulate(allocation)).attained < attained:
+        growing = [stage for stage in STAGES if allocation[stage] < highest[stage]]
+        if not growing:
+            raise ValueError(f"{highest} attains {outcome.attained:.4f}, not {attained:.4f}")
+        worst = max(growing, key=lambda stage: outcome.late_by[stage])
+        allocation = {**allocation, worst: allocation[worst] + 1}
+    return allocation, outcome

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.scaling.simulation import STAGES, Allocation, Decision
-from benchmarks.scaling.trace import Arrival
+from benchmarks.scaling.trace import DAY_S, Arrival
 from router.control.membership import StageName
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -31,11 +31,11 @@ def terminal_plot(decisions: Sequence[Decision], fixed: Allocation, end_s: float
             within = [count for time, count in zip(times, counts, strict=True) if begin <= time < end]
             bars.append(_BARS[round(max([*before, *within]) / highest * (len(_BARS) - 1))])
         lines.append(f"{stage:>8} {''.join(bars)} {min(counts)} to {highest}, fixed {fixed[stage]}")
-    return "\n".join([*lines, f"{'':>8} 0 h{'24 h':>{width - 3}}"])
+    return "\n".join([*lines, f"{'':>8} 0 h{f'{end_s / 3_600:.0f} h':>{width - 3}}"])
 
 
 def write_svg(
-    path: Path, decisions: Sequence[Decision], fixed: Allocation, arrivals: Sequence[Arrival], title: str
+    path: Path, decisions: Sequence[Decision], fixed: Allocation, days: Sequence[Sequence[Arrival]], title: str
 ) -> None:
     """Arriving work on top, then each stage's wanted actors beside the fixed count."""
     import matplotlib
@@ -45,18 +45,20 @@ def write_svg(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(4, 1, figsize=(9, 8), sharex=True, constrained_layout=True)
-    minutes = int(arrivals[-1].at_s // 300) + 1
-    prompt, patches = [0.0] * minutes, [0.0] * minutes
-    for arrival in arrivals:
-        prompt[int(arrival.at_s // 300)] += arrival.prompt_tokens / 300
-        patches[int(arrival.at_s // 300)] += arrival.num_patches / 300
-    hours = [position / 12 for position in range(minutes)]
+    end_s = len(days) * DAY_S
+    parts = int(end_s // 300)
+    prompt, patches = [0.0] * parts, [0.0] * parts
+    for number, arrivals in enumerate(days):
+        for arrival in arrivals:
+            part = int((number * DAY_S + arrival.at_s) // 300)
+            prompt[part] += arrival.prompt_tokens / 300
+            patches[part] += arrival.num_patches / 300
+    hours = [part / 12 for part in range(parts)]
     axes[0].plot(hours, [value / 1e3 for value in prompt], label="1,000 prompt tokens/s", color="#4263a0")
     axes[0].plot(hours, [value / 1e3 for value in patches], label="1,000 patches/s", color="#c2662d")
     axes[0].set_title(title, fontsize=10)
     axes[0].legend(loc="upper right", fontsize=8)
     axes[0].set_ylabel("arriving work", fontsize=8)
-    end_s = arrivals[-1].at_s
     for axis, stage in zip(axes[1:], STAGES, strict=True):
         times, counts = counts_of(decisions, stage)
         axis.step([time / 3_600 for time in [*times, end_s]], [*counts, counts[-1]], where="post", color="#4263a0")
@@ -64,7 +66,7 @@ def write_svg(
         axis.text(0.1, fixed[stage], "best fixed", fontsize=7, va="bottom", color="#555555")
         axis.set_ylabel(f"{stage} actors", fontsize=8)
         axis.set_ylim(0, max(*counts, fixed[stage]) * 1.2)
-    axes[-1].set_xlabel("hour of the day (UTC)", fontsize=8)
+    axes[-1].set_xlabel("hours (UTC)", fontsize=8)
     axes[-1].set_xlim(0, end_s / 3_600)
     figure.savefig(path, metadata={"Date": None, "Creator": None})
     pyplot.close(figure)

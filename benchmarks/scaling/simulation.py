@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from benchmarks.scaling.pool import DecodePool, FlowPool
@@ -26,6 +26,7 @@ from triptych.config_scaling import ScalingSection
 ENCODER, PREFILL, DECODE = StageName.ENCODER, StageName.PREFILL, StageName.DECODE
 STAGES = (ENCODER, PREFILL, DECODE)
 Allocation = dict[StageName, int]
+BEGIN = "begin"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,20 @@ class Outcome:
     @property
     def attained(self) -> float:
         return 1.0 - self.num_late / max(1, self.num_requests)
+
+    def add(self, other: Outcome, at_s: float) -> None:
+        """Counts another stretch of time, which began at `at_s`, to this one."""
+        self.num_requests += other.num_requests
+        self.num_late += other.num_late
+        for stage in STAGES:
+            self.late_by[stage] += other.late_by[stage]
+            self.actor_seconds[stage] = self.actor_seconds.get(stage, 0.0) + other.actor_seconds[stage]
+        self.decisions += [replace(decision, at_s=decision.at_s + at_s) for decision in other.decisions]
+
+    @property
+    def num_changes(self) -> int:
+        """Decisions but for those that were there at the beginning."""
+        return sum(decision.reason != BEGIN for decision in self.decisions)
 
     @property
     def total_actor_seconds(self) -> float:
@@ -83,7 +98,7 @@ class Simulation:
     def run(self, arrivals: Sequence[Arrival]) -> Outcome:
         """Until the last request is answered."""
         for stage, pool in self._pools():
-            self._outcome.decisions.append(Decision(0.0, stage, pool.wanted, "begin"))
+            self._outcome.decisions.append(Decision(0.0, stage, pool.wanted, BEGIN))
         next_tick = self._settings.interval_s if self._policy is not None else float("inf")
         position, events, now_s = 0, self._events, 0.0
         while position < len(arrivals) or events:

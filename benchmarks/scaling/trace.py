@@ -21,7 +21,8 @@ HOURS = (
 # fmt: on
 # Mean over the week; a weekend day has about 0.4 of a weekday's requests.
 MEAN_PER_S = 1.65
-WEEKDAY_PER_S = MEAN_PER_S * 7 / (5 + 2 * 0.4)
+WEEKEND = 0.4
+WEEKDAY_PER_S = MEAN_PER_S * 7 / (5 + 2 * WEEKEND)
 PICTURE_SHARE = 0.48
 # Quantiles (share, value); between them the logarithm is interpolated. Context tokens of picture requests include the
 # pictures'. Beyond p99 the published tails fall fast (power law 4.4 and 2.9): cut at MAX_PROMPT_TOKENS.
@@ -52,7 +53,13 @@ class Arrival:
     output_tokens: int
 
 
-def azure_like_day(seed: int, rate_factor: float = 1.0, day_s: float = DAY_S) -> list[Arrival]:
+def azure_like_week(seed: int, rate_factor: float = 1.0) -> list[list[Arrival]]:
+    """Seven days, the last two of a weekend; each begins at 0 s."""
+    factors = [rate_factor] * 5 + [rate_factor * WEEKEND] * 2
+    return [azure_like_day(f"{seed}.{day}", factor) for day, factor in enumerate(factors)]
+
+
+def azure_like_day(seed: int | str, rate_factor: float = 1.0, day_s: float = DAY_S) -> list[Arrival]:
     """One weekday, in order of arrival. rate_factor multiplies the trace's rate; day_s cuts the day short."""
     random = Random(f"azure-like {seed}")
     peak_per_s = rate_factor * WEEKDAY_PER_S * len(HOURS) / sum(HOURS)
