@@ -379,3 +379,13 @@ class LeaseMachine(RuleBasedStateMachine):
 
 LeaseMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 test_random_histories = LeaseMachine.TestCase
+
+
+async def test_releases_of_ever_new_tickets_do_not_fill_the_table() -> None:
+    table = LeaseTable(lease_s=1_000.0, unknown_ticket_wait_s=1.0)
+    for start in range(0, 40_000, 1_000):
+        table.release(f"ticket-{index}" for index in range(start, start + 1_000))
+    assert len(table._entries) == 16_384
+    released: list[str] = []
+    table.grant("ticket-39999", torch.zeros(1), on_release=lambda: released.append("late"))
+    assert released == ["late"] and table.counters().held_leases == 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
@@ -37,6 +38,8 @@ from triptych.v1.tensor_pb2 import PrefillOutcome
 
 __all__ = ["Lease", "LeaseCounts", "LeaseTable"]
 
+_MAX_EARLY_RELEASES = 16_384
+
 
 class LeaseTable:
     """Tickets of one producer. Belongs to one event loop; other threads go through `loop.call_soon_threadsafe`.
@@ -54,6 +57,7 @@ class LeaseTable:
         self._entries: dict[str, Entry] = {}
         # id(tensor) -> [leases on it, bytes]; the leases keep the tensors alive, so the ids stay unique.
         self._tensors: dict[int, list[int]] = {}
+        self._early: deque[str] = deque()
         self._is_closed = False
         self._num_held = 0
         self._granted = 0
@@ -160,9 +164,10 @@ class LeaseTable:
             self.unpin(lease)
 
     def release(self, ticket_ids: Iterable[str]) -> None:
-        """The consumers need these no more. Unknown ids are remembered, so that a tensor granted later goes at once."""
+        """The consumers need these no more. Unknown ids are remembered (16,384 at most): a tensor granted later
+        goes at once."""
         for ticket_id in ticket_ids:
-            entry = self._entries.get(ticket_id) or self._new_entry(ticket_id, State.WANTED)
+            entry = self._entries.get(ticket_id) or self._new_early(ticket_id)
             if entry.state is State.HELD:
                 self._drop_when_unread(entry, released_error(ticket_id))
             elif entry.state is not State.GONE:
@@ -241,6 +246,15 @@ class LeaseTable:
     def _new_entry(self, ticket_id: str, state: State) -> Entry:
         entry = self._entries[ticket_id] = Entry(ticket_id, state, self._clock() + self._lease_s)
         return entry
+
+    def _new_early(self, ticket_id: str) -> Entry:
+        """For a ticket released before it was announced; a peer that names ever new ones can't fill the table."""
+        self._early.append(ticket_id)
+        if len(self._early) > _MAX_EARLY_RELEASES:
+            oldest = self._entries.get(self._early.popleft())
+            if oldest is not None and oldest.state is State.GONE:
+                del self._entries[oldest.ticket_id]
+        return self._new_entry(ticket_id, State.WANTED)
 
     async def _changed(self, entry: Entry) -> None:
         """Return after the next change of `entry`; the last one to stop waiting for an unknown ticket forgets it."""
