@@ -322,7 +322,7 @@ class RouterSection(Section):
         "before max_tokens.",
     )
     max_chunks_per_s: float = Field(
-        4_000.0,
+        2_500.0,
         gt=0,
         description="Chunks that a router process sends in a second, about: when more answers run each gets its tokens "
         "in fewer, larger chunks.",
