@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    load_before = os.getloadavg()[0]
     samples = measure(arguments.repeats)
     for name, values in samples.items():
         print(f"{name:<34}{median(values):>12,.2f}")
@@ -27,6 +28,8 @@ def main() -> int:
         record = {
             "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "command": f"python -m benchmarks.router_bench --repeats {arguments.repeats}",
+            # The benchmark itself is about 2: what is more was others' work on the same cores.
+            "load_average": {"before": load_before, "after": os.getloadavg()[0]},
             "machine": f"{os.cpu_count()} CPU cores",
             "versions": {"python": platform.python_version(), "grpcio": version("grpcio")},
             "rows": {
