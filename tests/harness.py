@@ -186,6 +186,9 @@ class _NoScaler:
     async def scale(self, stage: StageName, num_actors: int, *, wait: bool, timeout_s: float) -> admin_pb2.StageStatus:
         raise Unavailable("this system has no controller: add actors by hand")
 
+    def unpin(self, stage: StageName) -> None:
+        raise Unavailable("this system has no controller: add actors by hand")
+
 
 @contextmanager
 def _switch(is_disaggregated: bool) -> Iterator[None]:

@@ -31,9 +31,9 @@ TEXT_PROMPT = ((0.0, 40), (0.1, 177), (0.5, 784), (0.75, 1_456), (0.9, 3_085), (
 PICTURE_OUTPUT = ((0.0, 4), (0.1, 15), (0.5, 80), (0.75, 179), (0.9, 401), (0.95, 508), (0.99, 798))
 TEXT_OUTPUT = ((0.0, 3), (0.1, 8), (0.5, 147), (0.75, 219), (0.9, 471), (0.95, 756), (0.99, 1_309))
 MAX_PROMPT_TOKENS, MAX_OUTPUT_TOKENS = 32_768, 2_048
-# Picture traffic has three episodes a week, of hours, in which it is several times as heavy (1-3 hours in the recipe of
-# the trace's readers); minute counts of requests reach 3.6 times their mean (452 of 125).
-EPISODE_CHANCE = 3 / 7
+# Picture traffic has three episodes a week, each of hours, in which it is several times as heavy (1-3 hours in the
+# recipe of the trace's readers); minute counts of requests reach 3.6 times their mean (452 of 125).
+EPISODES_A_WEEK = 3
 EPISODE_HOURS = (1.0, 3.0)
 EPISODE_FACTOR = 3.0
 # Bursts of seconds to minutes: ServeGen's clients have a coefficient of variation of their gaps of about 1 at the
@@ -54,16 +54,22 @@ class Arrival:
 
 
 def azure_like_week(seed: int, rate_factor: float = 1.0) -> list[list[Arrival]]:
-    """Seven days, the last two of a weekend; each begins at 0 s."""
+    """Seven days, the last two of a weekend; each begins at 0 s. Three of them have an episode."""
+    episodes = Random(f"azure-like {seed}").sample(range(7), EPISODES_A_WEEK)
     factors = [rate_factor] * 5 + [rate_factor * WEEKEND] * 2
-    return [azure_like_day(f"{seed}.{day}", factor) for day, factor in enumerate(factors)]
+    return [azure_like_day(f"{seed}.{day}", factor, has_episode=day in episodes) for day, factor in enumerate(factors)]
 
 
-def azure_like_day(seed: int | str, rate_factor: float = 1.0, day_s: float = DAY_S) -> list[Arrival]:
-    """One weekday, in order of arrival. rate_factor multiplies the trace's rate; day_s cuts the day short."""
+def azure_like_day(
+    seed: int | str, rate_factor: float = 1.0, day_s: float = DAY_S, has_episode: bool | None = None
+) -> list[Arrival]:
+    """One weekday, in order of arrival. rate_factor multiplies the trace's rate; day_s cuts the day short.
+
+    has_episode: None leaves it to the seed, three times in seven.
+    """
     random = Random(f"azure-like {seed}")
     peak_per_s = rate_factor * WEEKDAY_PER_S * len(HOURS) / sum(HOURS)
-    episode = _episode(random)
+    episode = _episode(random, has_episode)
     arrivals: list[Arrival] = []
     for minute in range(int(day_s // 60)):
         at_s = 60.0 * minute
@@ -89,8 +95,9 @@ def _minute_factor(random: Random) -> float:
     return random.gammavariate(shape, 1 / shape)
 
 
-def _episode(random: Random) -> tuple[float, float]:
-    if random.random() >= EPISODE_CHANCE:
+def _episode(random: Random, has_episode: bool | None) -> tuple[float, float]:
+    by_chance = random.random() < EPISODES_A_WEEK / 7
+    if not (by_chance if has_episode is None else has_episode):
         return (-1.0, -1.0)
     begin = random.uniform(0, DAY_S - 3_600)
     return (begin, begin + 3_600 * random.uniform(*EPISODE_HOURS))

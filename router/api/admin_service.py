@@ -68,6 +68,10 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
             stage = StageName.from_proto(request.stage)
         except ValueError as error:
             raise InvalidRequest(str(error), field="stage") from None
+        if request.automatic:
+            self._scaler.unpin(stage)
+            status = next(status for status in self._scaler.topology() if status.stage == request.stage)
+            return admin_pb2.ScaleResponse(status=status)
         if request.num_actors > MAX_ACTORS_PER_STAGE:
             raise InvalidRequest(
                 f"num_actors is {request.num_actors}, expected at most {MAX_ACTORS_PER_STAGE}", field="num_actors"

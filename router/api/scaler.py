@@ -22,3 +22,7 @@ class Scaler(Protocol):
         takes longer than `timeout_s`.
         """
         ...
+
+    def unpin(self, stage: StageName) -> None:
+        """Gives the stage back to the scaling policy, which leaves it alone from a `scale` on."""
+        ...

@@ -29,20 +29,23 @@ def run_scale(client: Client, wishes: Sequence[str], *, wait: bool, timeout_s: f
     """Scales one stage after the other, those that grow first: what is taken away may need what was added."""
     counts = [parse_wish(wish) for wish in wishes]
     before = {StageName.from_proto(stage.stage): stage.wanted_actors for stage in client.topology().stages}
-    for stage, count in sorted(counts, key=lambda wish: wish[1] < before.get(wish[0], 0)):
+    for stage, count in sorted(counts, key=lambda wish: (wish[1] or 0) < before.get(wish[0], 0)):
         status = client.scale(stage, count, wait=wait, timeout_s=timeout_s)
         print(f"{stage}: {num_ready(status)} ready, {status.wanted_actors} wanted")
     return 0
 
 
-def parse_wish(wish: str) -> tuple[StageName, int]:
-    """`encoder=3`; raises InvalidRequest saying what was expected."""
+def parse_wish(wish: str) -> tuple[StageName, int | None]:
+    """`encoder=3`, or `encoder=auto` (None): by the policy again. Raises InvalidRequest saying what it expected."""
     name, separator, number = wish.partition("=")
     name = name.replace("-", "_")
-    if name not in list(StageName) or not separator or not number.isdecimal():
+    is_automatic = number == "auto"
+    if name not in list(StageName) or not separator or not (is_automatic or number.isdecimal()):
         stages = ", ".join(StageName)
-        raise InvalidRequest(f"{wish!r}: expected STAGE=N, with a stage of {stages} and a number", field="stage")
-    return StageName(name), int(number)
+        raise InvalidRequest(
+            f"{wish!r}: expected STAGE=N, with a stage of {stages} and a number or auto", field="stage"
+        )
+    return StageName(name), None if is_automatic else int(number)
 
 
 def running_actors(topology: admin_pb2.GetTopologyResponse) -> list[str]:

@@ -40,6 +40,9 @@ class RecordingScaler:
         self.asked = (stage, num_actors, wait)
         return admin_pb2.StageStatus(stage=stage.to_proto(), wanted_actors=num_actors)
 
+    def unpin(self, stage: StageName) -> None:
+        self.given_back = stage
+
 
 @asynccontextmanager
 async def serving(system: FakeSystem, scaler: RecordingScaler | None = None) -> AsyncIterator[str]:
@@ -188,6 +191,7 @@ async def test_admin_calls() -> None:
         assert (topology.mode, topology.model, len(topology.stages)) == ("disaggregated", "tiny", 1)
         status = await client.scale("prefill_decode", 3, wait=False)
         assert status.wanted_actors == 3 and scaler.asked == (StageName.PREFILL_DECODE, 3, False)
+        assert (await client.scale("decode", None)).wanted_actors == 1 and scaler.given_back is StageName.DECODE
         with pytest.raises(InvalidRequest, match="encoder, prefill, decode, prefill_decode"):
             await client.scale("vision", 1)
         with pytest.raises(InvalidRequest, match="1024"):

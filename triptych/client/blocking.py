@@ -98,10 +98,15 @@ class Client:
         return response.info
 
     def scale(
-        self, stage: str, num_actors: int, *, wait: bool = True, timeout_s: float | None = None
+        self, stage: str, num_actors: int | None, *, wait: bool = True, timeout_s: float | None = None
     ) -> admin_pb2.StageStatus:
-        """Sets the number of actors of a stage; with `wait` returns when it is reached."""
-        request = admin_pb2.ScaleRequest(stage=stage_number(stage), num_actors=num_actors, wait=wait)
+        """Sets the number of actors of a stage; with `wait` returns when it is reached.
+
+        None gives the stage back to the scaling policy.
+        """
+        request = admin_pb2.ScaleRequest(
+            stage=stage_number(stage), num_actors=num_actors or 0, wait=wait, automatic=num_actors is None
+        )
         with _errors(self._endpoint):
             response: admin_pb2.ScaleResponse = self._admin.Scale(
                 request, timeout=self._timeout(timeout_s), metadata=self._metadata

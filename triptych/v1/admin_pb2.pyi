@@ -252,14 +252,16 @@ class LeaseCounters(_message.Message):
     def __init__(self, held_leases: _Optional[int] = ..., held_bytes: _Optional[int] = ..., granted_leases: _Optional[int] = ..., expired_leases: _Optional[int] = ..., pending_tickets: _Optional[int] = ...) -> None: ...
 
 class ScaleRequest(_message.Message):
-    __slots__ = ("stage", "num_actors", "wait")
+    __slots__ = ("stage", "num_actors", "wait", "automatic")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     NUM_ACTORS_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    AUTOMATIC_FIELD_NUMBER: _ClassVar[int]
     stage: _common_pb2.Stage
     num_actors: int
     wait: bool
-    def __init__(self, stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., num_actors: _Optional[int] = ..., wait: bool = ...) -> None: ...
+    automatic: bool
+    def __init__(self, stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., num_actors: _Optional[int] = ..., wait: bool = ..., automatic: bool = ...) -> None: ...
 
 class ScaleResponse(_message.Message):
     __slots__ = ("status",)
