@@ -1,0 +1,1 @@
+"""`triptych top`: what the stages do right now."""
