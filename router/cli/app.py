@@ -171,6 +171,20 @@ def topology(endpoint: Endpoint = DEFAULT_ENDPOINT) -> None:
 
 
 @app.command()
+def top(
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame, for scripts.")] = False,
+) -> None:
+    """Watch the stages work: rates, queues, KV pages, caches, lanes and latencies, live."""
+    from router.cli.connection import connected
+    from router.cli.top.live import run_top
+
+    with connected(endpoint, ADMIN_TIMEOUT_S) as client:
+        raise typer.Exit(run_top(client, interval, once=once))
+
+
+@app.command()
 def scale(
     wishes: Annotated[list[str], typer.Argument(metavar="STAGE=N...", help="Such as: encoder=3 decode=2")],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
