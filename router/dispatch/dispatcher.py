@@ -108,12 +108,11 @@ class Dispatcher:
             _note_wait("prepare", prepared.prepare_s)
             asking = applicant(tenant, prepared)
             self.demand.note_arrival(asking.load.num_patches, asking.load.num_prompt_tokens)
-            async with self._turns.turn(asking, deadline) as turn:
-                clock.admission_s = turn.waited_s
-                _note_wait("admission", turn.waited_s)
+            async with self._turns.turn(asking, deadline) as waited_s:
+                clock.admission_s = waited_s
+                _note_wait("admission", waited_s)
                 async with aclosing(self._answer(prepared, clock, deadline)) as responses:
                     async for response in responses:
-                        turn.note_first_token()
                         yield response
 
     async def close(self) -> None:

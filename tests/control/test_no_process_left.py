@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from router.control.orphan_guard import processes_of
 from triptych.client import Client
@@ -109,6 +110,8 @@ def serve(commands: list[Command], model_folder: Path, log: Path) -> tuple[Comma
     assert endpoint is not None
     with Client(endpoint.group(1)) as client:
         actor_ids = [actor.actor_id for stage in client.topology().stages for actor in stage.actors]
+        # An actor makes its shared memory when its first tensor goes out.
+        client.ask("What is in the picture?", images=[Image.new("RGB", (56, 56), "red")], max_tokens=2)
     assert slabs_of(actor_ids), "the actors have none: the checks of the tests could not fail"
     return command, actor_ids
 

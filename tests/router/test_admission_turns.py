@@ -99,19 +99,3 @@ async def test_whatever_happens_all_is_given_back(seed: int) -> None:
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(o is None or isinstance(o, DeadlineExceeded | asyncio.CancelledError) for o in outcomes)
     assert (admission.in_flight, admission.num_waiting) == (NO_LOAD, 0)
-
-
-async def test_the_first_token_frees_what_encoding_and_prefill_took() -> None:
-    admission = turns()
-    asking = Applicant("", Load(num_prompt_tokens=100, num_kv_tokens=130, num_requests=1), CostClass.TEXT)
-    async with admission.turn(asking, Deadline.after(30.0)) as turn:
-        waiting = asyncio.create_task(hold(admission, text(100), asyncio.Event()))
-        await asyncio.sleep(0)
-        assert admission.num_waiting == 1
-        for _ in range(2):
-            turn.note_first_token()
-        assert (admission.num_waiting, admission.in_flight.num_kv_tokens) == (0, 130)
-    assert admission.in_flight == Load(num_prompt_tokens=100, num_requests=1)
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    assert admission.in_flight == NO_LOAD

@@ -30,28 +30,6 @@ class _InLine:
     turn: asyncio.Future[None]
 
 
-class Turn:
-    """What one request holds. waited_s: how long it waited for it."""
-
-    def __init__(self, turns: AdmissionTurns, load: Load, waited_s: float) -> None:
-        self.waited_s = waited_s
-        self._turns = turns
-        self._load = load
-
-    def note_first_token(self) -> None:
-        """Its pictures are encoded and its prompt is computed: only the room of its answer is held on."""
-        self._keep(Load(num_kv_tokens=self._load.num_kv_tokens, num_requests=self._load.num_requests))
-
-    def end(self) -> None:
-        """Nothing is held any more; idempotent."""
-        self._keep(NO_LOAD)
-
-    def _keep(self, load: Load) -> None:
-        if self._load != load:
-            released, self._load = self._load - load, load
-            self._turns.give_back(released)
-
-
 class AdmissionTurns:
     """Lives on one event loop. `capacity` is asked anew at every turn, as actors come and go; `wake` when they do."""
 
@@ -82,23 +60,18 @@ class AdmissionTurns:
         return self._in_flight
 
     @asynccontextmanager
-    async def turn(self, applicant: Applicant, deadline: Deadline) -> AsyncIterator[Turn]:
-        """Waits for room and holds it for the body's duration, or as long as the turn says.
+    async def turn(self, applicant: Applicant, deadline: Deadline) -> AsyncIterator[float]:
+        """Waits for room, holds it for the body's duration, and gives the seconds waited.
 
         Raises DeadlineExceeded when the turn does not come in time. How many may wait is bounded by who comes here.
         """
         began_s = self._clock()
         await self._wait(applicant, deadline)
-        turn = Turn(self, applicant.load, self._clock() - began_s)
         try:
-            yield turn
+            yield self._clock() - began_s
         finally:
-            turn.end()
-
-    def give_back(self, load: Load) -> None:
-        """Room that a turn no longer needs."""
-        self._in_flight = self._in_flight - load
-        self.wake()
+            self._in_flight = self._in_flight - applicant.load
+            self.wake()
 
     def wake(self) -> None:
         """Gives turns to all who may have one now."""
