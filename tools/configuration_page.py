@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the schema in triptych/config.py, so that the page can't say anything else.
+"""Writes docs/configuration.md from the schema in triptych/config/, so that the page can't say anything else.
 
 python -m tools.configuration_page
 """
@@ -23,7 +23,7 @@ its path in capitals, two underscores a level: `{ENVIRONMENT_PREFIX}STAGES__ENCO
 errors.
 `mode: colocated` alone is a complete configuration: the stages that do not exist there get no replicas.
 
-This page is written by `python -m tools.configuration_page` from `triptych/config.py`.
+This page is written by `python -m tools.configuration_page` from `triptych/config/`.
 """
 
 

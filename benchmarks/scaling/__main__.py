@@ -22,7 +22,7 @@ from benchmarks.scaling.simulation import DECODE, ENCODER, PREFILL, STAGES, Allo
 from benchmarks.scaling.trace import DAY_S, Arrival, azure_like_day, azure_like_week
 from router.control.scaling import scaling_policy
 from router.control.scaling.context import ScalingPolicy
-from triptych.config_scaling import ScalingSection
+from triptych.config.scaling import ScalingSection
 
 # The bounds an answer is to keep, on a whole H200: a slower actor has as much more time. About twice what an idle one
 # takes for a prompt, and twice its step.

@@ -21,7 +21,7 @@ from router.control.scaling.context import (
     ScalingPolicy,
     ScalingState,
 )
-from triptych.config_scaling import ScalingSection
+from triptych.config.scaling import ScalingSection
 
 ENCODER, PREFILL, DECODE = StageName.ENCODER, StageName.PREFILL, StageName.DECODE
 STAGES = (ENCODER, PREFILL, DECODE)

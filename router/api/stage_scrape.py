@@ -11,7 +11,7 @@ import grpc
 
 from router.api.scaler import Scaler
 from router.control.membership import Member, Membership
-from triptych.config_telemetry import TelemetrySection
+from triptych.config.telemetry import TelemetrySection
 from triptych.errors import Unavailable
 from triptych.rpc.channels import ChannelPool
 from triptych.telemetry.actor_metrics import ActorMetrics

@@ -14,7 +14,7 @@ from media_host import MediaHost, media_host
 
 from router.api.fetch.addresses import AddressRules
 from router.api.fetch.media_fetcher import MediaFetcher
-from triptych.config_access import FetchSection
+from triptych.config.access import FetchSection
 from triptych.errors import InvalidRequest, RequestTooLarge
 
 FIELD = "messages[0].content[0].image_url.url"

@@ -7,7 +7,7 @@ import pytest
 from router.control.membership import StageName
 from router.control.scaling.attainment import FEWEST_ANSWERS, WINDOW_S, AnswerTimes, Attainment, late_stages
 from router.control.scaling.capacity import CapacityMeter
-from triptych.config_scaling import ScalingSection
+from triptych.config.scaling import ScalingSection
 
 SETTINGS = ScalingSection(ttft_s=1.0, ttft_per_prompt_token_s=0.001, tpot_s=0.1)
 

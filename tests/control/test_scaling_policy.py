@@ -23,7 +23,7 @@ from router.control.scaling.context import (
     ScalingState,
 )
 from router.control.scaling.load_and_slo import load_and_slo
-from triptych.config_scaling import ScalingSection
+from triptych.config.scaling import ScalingSection
 from triptych.errors import ConfigurationError
 
 SETTINGS = ScalingSection(interval_s=1.0, start_s=20.0, down_window_s=60.0, down_cooldown_s=30.0, zero_after_s=120.0)

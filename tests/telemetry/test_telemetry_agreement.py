@@ -17,7 +17,7 @@ from span_collector import KeptSpan, SpanCollector, span_collector
 
 from router.api.client_ports import ClientPorts
 from triptych.client import Answer, AsyncClient
-from triptych.config_telemetry import TelemetrySection
+from triptych.config.telemetry import TelemetrySection
 from triptych.rpc.channels import ChannelPool
 from triptych.telemetry.logs import set_up_logging
 

@@ -18,7 +18,7 @@ from harness import ONE_OF_EACH, InProcessSystem
 from span_collector import span_collector
 
 from router.dispatch.stage_calls import StageCalls
-from triptych.config_telemetry import TelemetrySection
+from triptych.config.telemetry import TelemetrySection
 from triptych.errors import ConfigurationError
 from triptych.telemetry.logs import figures, set_up_logging
 from triptych.telemetry.request_scope import note_span, request_id_here, request_of_walk, request_scope, trace_metadata
@@ -120,7 +120,7 @@ def _fail_first_prefill() -> Iterator[None]:
 def test_without_an_endpoint_nothing_is_imported() -> None:
     code = (
         "import sys, router.server, llm_service.actor, encoder_service.actor\n"
-        "from triptych.config_telemetry import TelemetrySection\n"
+        "from triptych.config.telemetry import TelemetrySection\n"
         "from triptych.telemetry.tracing import Tracing\n"
         "assert Tracing.open(TelemetrySection(), 'router') is None\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from triptych.config_access import ClientTlsSection, StageTlsSection
+from triptych.config.access import ClientTlsSection, StageTlsSection
 from triptych.errors import ConfigurationError
 
 

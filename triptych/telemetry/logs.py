@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from triptych.config_telemetry import LogFormat, TelemetrySection
+from triptych.config.telemetry import LogFormat, TelemetrySection
 from triptych.telemetry.request_scope import Attribute, request_id_here
 
 # Under these names `extra` brings a line its figures, and its request where no task of the request writes it.

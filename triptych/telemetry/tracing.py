@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from triptych.config_telemetry import TelemetrySection
+from triptych.config.telemetry import TelemetrySection
 from triptych.errors import ConfigurationError
 from triptych.telemetry.request_scope import Attribute, Metadata, request_scope
 

@@ -11,7 +11,7 @@ import httpcore2
 from router.api.fetch.addresses import AddressRules
 from router.api.fetch.allowed_hosts import DEFAULT_PORTS, AllowedHosts, MediaUrl
 from router.api.fetch.checked_backend import AddressRefused, CheckedBackend, Resolve, resolve
-from triptych.config_access import FetchSection
+from triptych.config.access import FetchSection
 from triptych.errors import InvalidRequest, RequestTooLarge
 
 _REDIRECTS = (301, 302, 303, 307, 308)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from triptych.config_access import ClientTlsSection
+from triptych.config.access import ClientTlsSection
 from triptych.errors import ConfigurationError
 
 _BACKLOG = 2_048

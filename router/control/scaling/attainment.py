@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from router.control.membership import StageName
-from triptych.config_scaling import ScalingSection
+from triptych.config.scaling import ScalingSection
 
 WINDOW_S = 60.0
 # Of fewer answers a share says little: one late one of ten would be a failure to attain 95 %.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from router.control.scaling.window import SlidingExtreme
-from triptych.config_scaling import ScalingSection
+from triptych.config.scaling import ScalingSection
 
 
 class Reason(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.control.scaling.attainment import AnswerTimes, Attainment
-from triptych.config_scaling import ScalingSection
+from triptych.config.scaling import ScalingSection
 from triptych.v1 import inference_pb2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from triptych.config_section import Section
+from triptych.config.section import Section
 
 
 class StageScalingSection(Section):

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 from pydantic import Field, field_validator, model_validator
 
-from triptych.config_section import Section
+from triptych.config.section import Section
 
 
 class FetchSection(Section):

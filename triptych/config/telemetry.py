@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, field_validator
 
-from triptych.config_section import Section
+from triptych.config.section import Section
 
 
 class LogFormat(StrEnum):
