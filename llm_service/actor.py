@@ -41,7 +41,6 @@ from triptych.transport.ticket import dtype_to_proto
 from triptych.v1 import (
     admin_pb2,
     admin_pb2_grpc,
-    common_pb2,
     language_pb2,
     language_pb2_grpc,
     tensor_pb2,
@@ -52,12 +51,6 @@ logger = logging.getLogger(__name__)
 
 # Calls that run when the actor stops have been failed already; this is for their answers to leave.
 _STOP_GRACE_S = 1.0
-
-_STAGES = {
-    Role.PREFILL: common_pb2.STAGE_PREFILL,
-    Role.DECODE: common_pb2.STAGE_DECODE,
-    Role.PREFILL_DECODE: common_pb2.STAGE_PREFILL_DECODE,
-}
 
 
 @dataclass
@@ -247,7 +240,7 @@ class LlmActor:
         )
         server.add(
             admin_pb2_grpc.add_AdminServiceServicer_to_server,
-            ActorAdminService(self._describe),
+            ActorAdminService(self._describe, self._set_role),
             admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
         )
 
@@ -260,7 +253,7 @@ class LlmActor:
         leases = stage.leases.counters()
         return admin_pb2.ActorInfo(
             actor_id=self._actor_id,
-            stage=_STAGES[self._role],
+            stage=stage.roles.role.stage,
             endpoint=self._endpoint,
             host_id=host_id(),
             process_id=os.getpid(),
@@ -283,6 +276,10 @@ class LlmActor:
             lane_counters=self._parts.fetcher.lane_counters() if self._parts.fetcher is not None else (),
             state=admin_pb2.ACTOR_STATE_DRAINING if stage.is_draining else admin_pb2.ACTOR_STATE_READY,
         )
+
+    def _set_role(self, request: admin_pb2.SetRoleRequest) -> int:
+        stage, _ = self._running()
+        return stage.switch_role(Role.of_stage(request.stage), request.drain_s)
 
     def _running(self) -> tuple[LlmStage, RpcServer]:
         if self._parts.stage is None or self._parts.server is None:

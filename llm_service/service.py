@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from llm_service.results import DecodeResult, PrefillResult
-from llm_service.role import Role
+from llm_service.role_gate import Work
 from llm_service.stage import LlmStage
 from triptych.errors import FailedPrecondition, InvalidRequest
 from triptych.rpc.deadline import Deadline
@@ -37,11 +37,14 @@ class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignor
         self._scopes = scopes or CallScopes()
 
     async def Prefill(self, request: language_pb2.PrefillRequest, context: Context) -> language_pb2.PrefillResponse:
-        if self._stage.role is Role.DECODE:
-            raise FailedPrecondition("this actor has the role decode; send Prefill to an actor with the role prefill")
+        roles = self._stage.roles
+        roles.check(Work.PREFILL)
         if not request.HasField("kv_ticket"):
             raise InvalidRequest("kv_ticket is missing, expected the name of the KV pages", field="kv_ticket")
-        with self._scopes.of("LanguageService/Prefill", request.request_id, context):
+        with (
+            roles.hold(request.request_id, Work.PREFILL),
+            self._scopes.of("LanguageService/Prefill", request.request_id, context),
+        ):
             result = await self._stage.prefill(
                 self._stage.reader.read(request),
                 Ticket.from_proto(request.kv_ticket),
@@ -51,15 +54,13 @@ class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignor
         return _prefill_response(result)
 
     async def Decode(self, request: language_pb2.DecodeRequest, context: Context) -> language_pb2.DecodeResponse:
-        if self._stage.role is Role.PREFILL:
-            raise FailedPrecondition("this actor has the role prefill; send Decode to an actor with the role decode")
-        if self._stage.role is Role.DECODE and not request.HasField("kv_ticket"):
-            raise FailedPrecondition(
-                "kv_ticket is missing, and this actor has the role decode: only prefill_decode prefills by itself",
-                field="kv_ticket",
-            )
+        roles, work = self._stage.roles, Work.DECODE if request.HasField("kv_ticket") else Work.PREFILL_DECODE
+        roles.check(work)
         check_id(request.router_id, "router_id")
-        with self._scopes.of("LanguageService/Decode", request.request_id, context):
+        with (
+            roles.hold(request.request_id, work),
+            self._scopes.of("LanguageService/Decode", request.request_id, context),
+        ):
             result = await self._stage.decode(
                 self._stage.reader.read(request),
                 request.router_id,
@@ -79,7 +80,7 @@ class LanguageService(language_pb2_grpc.LanguageServiceServicer):  # type: ignor
         self, request: language_pb2.StreamStepsRequest, context: Context
     ) -> AsyncIterator[language_pb2.StreamStepsResponse]:
         check_id(request.router_id, "router_id")
-        if self._stage.role is Role.PREFILL:
+        if not self._stage.roles.has_streams():
             raise FailedPrecondition("this actor has the role prefill and streams no tokens")
         # Closed at once when the router goes away, not when it is collected: that is what ends what the router began.
         async with aclosing(self._stage.steps.read(request.router_id)) as responses:

@@ -22,6 +22,8 @@ from llm_service.parallel.leader import LeaderLink
 from llm_service.request import GenerationRequest, RequestReader
 from llm_service.results import DecodeResult, PrefillResult
 from llm_service.role import Role
+from llm_service.role_gate import RoleGate
+from llm_service.role_switch import RoleSwitch
 from llm_service.runs import Run, SequenceRuns
 from llm_service.sequence import FinishReason, Sequence
 from llm_service.stage_spans import note_decode, note_prefill
@@ -52,7 +54,7 @@ class LlmStage:
         link: LeaderLink | None = None,
     ) -> None:
         section: LanguageSection = getattr(config.stages, role)
-        self.role = role
+        self.roles = RoleGate(role, config.control.role_grace_s)
         self.leases = leases
         self.steps = StepStreams(config.control.health_timeout_s)
         self._model = model
@@ -69,6 +71,7 @@ class LlmStage:
         self._kv_transfer = KvTransfer(self._engine, fetcher)
         self._forms = AnswerForms(config.model.path, model.config.text.vocab_size, model.config.eos_token_ids)
         self._calls = CallRegistry()
+        self._role_switch = RoleSwitch(self.roles, config, model.device, self._engine, self._admission, self._calls)
         self._num_leased_pages = 0
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -136,6 +139,11 @@ class LlmStage:
         """One answer's stream says ABORTED; the others of its request go on. An unknown one is nothing."""
         self._runs.abort_choice(self._engine, request_id, choice_index)
 
+    def switch_role(self, role: Role, drain_s: float) -> int:
+        """Takes work of `role` from now on; how many requests run on though they are of another. See `RoleSwitch`."""
+        self._role_switch.to(role, drain_s)
+        return len(self.roles.misplaced())
+
     async def drain(self, timeout_s: float) -> bool:
         """Takes no new requests from now on; True when all have ended and all KV pages were fetched in time."""
         self._calls.close()
@@ -147,6 +155,7 @@ class LlmStage:
         self._calls.close()
         self._calls.end_all(Unavailable("the actor is stopping"))
         self.steps.close()
+        await self._role_switch.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)

@@ -16,3 +16,9 @@ class ControlSection(Section):
     health_timeout_s: float = Field(5.0, gt=0, description="An actor that does not answer that long is replaced.")
     start_timeout_s: float = Field(300.0, gt=0, description="An actor that is not ready by then is given up.")
     drain_timeout_s: float = Field(60.0, gt=0, description="An actor taken away may finish its work that long.")
+    role_grace_s: float = Field(
+        1.0,
+        ge=0,
+        description="How long an actor whose role changed still takes requests of the role before, which routers sent "
+        "when they had not heard of it.",
+    )

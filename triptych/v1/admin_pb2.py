@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import common_pb2 as triptych_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/admin.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/common.proto\"\x14\n\x12GetTopologyRequest\"\x89\x01\n\x13GetTopologyResponse\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12(\n\x06stages\x18\x03 \x03(\x0b\x32\x18.triptych.v1.StageStatus\x12+\n\x06router\x18\x04 \x01(\x0b\x32\x1b.triptych.v1.RouterCounters\"\xfe\x01\n\x0eRouterCounters\x12\x18\n\x10running_requests\x18\x01 \x01(\x04\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x04\x12\x19\n\x11\x61nswered_requests\x18\x03 \x01(\x04\x12\x17\n\x0f\x66\x61iled_requests\x18\x04 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x05 \x01(\x04\x12\x33\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x16.triptych.v1.Histogram\x12\x35\n\x15time_per_output_token\x18\x07 \x01(\x0b\x32\x16.triptych.v1.Histogram\"3\n\tHistogram\x12\x16\n\x0eupper_bounds_s\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\"q\n\x0bStageStatus\x12!\n\x05stage\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x15\n\rwanted_actors\x18\x02 \x01(\r\x12(\n\x06\x61\x63tors\x18\x03 \x03(\x0b\x32\x18.triptych.v1.ActorStatus\"Y\n\x0b\x41\x63torStatus\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.triptych.v1.ActorState\"\'\n\x13GetActorInfoRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\"<\n\x14GetActorInfoResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ActorInfo\"\xaf\x04\n\tActorInfo\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12!\n\x05stage\x18\x02 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x12\n\nprocess_id\x18\x05 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\t\x12$\n\x05\x64type\x18\x07 \x01(\x0e\x32\x15.triptych.v1.DataType\x12\r\n\x05lanes\x18\x08 \x03(\t\x12 \n\x18multimodal_disaggregated\x18\t \x01(\x08\x12%\n\x07weights\x18\n \x01(\x0b\x32\x14.triptych.v1.Weights\x12-\n\x07\x65ncoder\x18\x0b \x01(\x0b\x32\x1c.triptych.v1.EncoderCounters\x12/\n\x08language\x18\x0c \x01(\x0b\x32\x1d.triptych.v1.LanguageCounters\x12*\n\x06leases\x18\r \x01(\x0b\x32\x1a.triptych.v1.LeaseCounters\x12&\n\x05state\x18\x0e \x01(\x0e\x32\x17.triptych.v1.ActorState\x12$\n\x05ranks\x18\x0f \x03(\x0b\x32\x15.triptych.v1.RankInfo\x12\x11\n\tdevice_id\x18\x10 \x01(\t\x12\x30\n\rlane_counters\x18\x11 \x03(\x0b\x32\x19.triptych.v1.LaneCounters\"m\n\x0cLaneCounters\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x15\n\rnum_transfers\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x14\n\x0cnum_failures\x18\x05 \x01(\x04\"d\n\x08RankInfo\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nprocess_id\x18\x02 \x01(\r\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12%\n\x07weights\x18\x04 \x01(\x0b\x32\x14.triptych.v1.Weights\"\\\n\x07Weights\x12\x1d\n\x15num_visual_parameters\x18\x01 \x01(\x04\x12\x1f\n\x17num_language_parameters\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\"\xb1\x03\n\x0f\x45ncoderCounters\x12\x16\n\x0e\x61\x63\x63\x65pted_items\x18\x01 \x01(\x04\x12\x16\n\x0erejected_items\x18\x02 \x01(\x04\x12\x15\n\rencoded_items\x18\x03 \x01(\x04\x12\x17\n\x0f\x65ncoded_patches\x18\x04 \x01(\x04\x12\x13\n\x0bnum_batches\x18\x05 \x01(\x04\x12\x17\n\x0fpending_patches\x18\x06 \x01(\x04\x12\x1b\n\x13max_pending_patches\x18\x07 \x01(\x04\x12\x12\n\ncache_hits\x18\x08 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_items\x18\t \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\n \x01(\x04\x12\x19\n\x11\x64\x65vice_cache_hits\x18\x0b \x01(\x04\x12\x17\n\x0fhost_cache_hits\x18\x0c \x01(\x04\x12\x18\n\x10host_cache_items\x18\r \x01(\x04\x12\x18\n\x10host_cache_bytes\x18\x0e \x01(\x04\x12\x15\n\rexpired_items\x18\x0f \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x10 \x01(\x04\x12\x1c\n\x14max_activation_bytes\x18\x11 \x01(\x04\"\xcb\x02\n\x10LanguageCounters\x12\x18\n\x10waiting_requests\x18\x01 \x01(\x04\x12\x18\n\x10running_requests\x18\x02 \x01(\x04\x12\x19\n\x11\x66inished_requests\x18\x03 \x01(\x04\x12\x11\n\tnum_steps\x18\x04 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\x12\x13\n\x0btotal_pages\x18\x06 \x01(\x04\x12\x12\n\nheld_pages\x18\x07 \x01(\x04\x12\x14\n\x0c\x63\x61\x63hed_pages\x18\x08 \x01(\x04\x12\x15\n\rprompt_tokens\x18\t \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\n \x01(\x04\x12\x18\n\x10generated_tokens\x18\x0b \x01(\x04\x12\x11\n\tpage_size\x18\x0c \x01(\r\x12\x1b\n\x13\x61\x63\x63\x65pted_embeddings\x18\r \x01(\x04\"\x81\x01\n\rLeaseCounters\x12\x13\n\x0bheld_leases\x18\x01 \x01(\x04\x12\x12\n\nheld_bytes\x18\x02 \x01(\x04\x12\x16\n\x0egranted_leases\x18\x03 \x01(\x04\x12\x16\n\x0e\x65xpired_leases\x18\x04 \x01(\x04\x12\x17\n\x0fpending_tickets\x18\x05 \x01(\x04\"f\n\x0cScaleRequest\x12!\n\x05stage\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x12\n\nnum_actors\x18\x02 \x01(\r\x12\x0c\n\x04wait\x18\x03 \x01(\x08\x12\x11\n\tautomatic\x18\x04 \x01(\x08\"9\n\rScaleResponse\x12(\n\x06status\x18\x01 \x01(\x0b\x32\x18.triptych.v1.StageStatus*\x8a\x01\n\nActorState\x12\x1b\n\x17\x41\x43TOR_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TOR_STATE_STARTING\x10\x01\x12\x15\n\x11\x41\x43TOR_STATE_READY\x10\x02\x12\x18\n\x14\x41\x43TOR_STATE_DRAINING\x10\x03\x12\x14\n\x10\x41\x43TOR_STATE_LOST\x10\x04\x32\xf5\x01\n\x0c\x41\x64minService\x12P\n\x0bGetTopology\x12\x1f.triptych.v1.GetTopologyRequest\x1a .triptych.v1.GetTopologyResponse\x12S\n\x0cGetActorInfo\x12 .triptych.v1.GetActorInfoRequest\x1a!.triptych.v1.GetActorInfoResponse\x12>\n\x05Scale\x12\x19.triptych.v1.ScaleRequest\x1a\x1a.triptych.v1.ScaleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/admin.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/common.proto\"\x14\n\x12GetTopologyRequest\"\x89\x01\n\x13GetTopologyResponse\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12(\n\x06stages\x18\x03 \x03(\x0b\x32\x18.triptych.v1.StageStatus\x12+\n\x06router\x18\x04 \x01(\x0b\x32\x1b.triptych.v1.RouterCounters\"\xfe\x01\n\x0eRouterCounters\x12\x18\n\x10running_requests\x18\x01 \x01(\x04\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x04\x12\x19\n\x11\x61nswered_requests\x18\x03 \x01(\x04\x12\x17\n\x0f\x66\x61iled_requests\x18\x04 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x05 \x01(\x04\x12\x33\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x16.triptych.v1.Histogram\x12\x35\n\x15time_per_output_token\x18\x07 \x01(\x0b\x32\x16.triptych.v1.Histogram\"3\n\tHistogram\x12\x16\n\x0eupper_bounds_s\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\"\x83\x01\n\x0bStageStatus\x12!\n\x05stage\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x15\n\rwanted_actors\x18\x02 \x01(\r\x12(\n\x06\x61\x63tors\x18\x03 \x03(\x0b\x32\x18.triptych.v1.ActorStatus\x12\x10\n\x08obstacle\x18\x04 \x01(\t\"Y\n\x0b\x41\x63torStatus\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.triptych.v1.ActorState\"\'\n\x13GetActorInfoRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\"<\n\x14GetActorInfoResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ActorInfo\"\xaf\x04\n\tActorInfo\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12!\n\x05stage\x18\x02 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x12\n\nprocess_id\x18\x05 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\t\x12$\n\x05\x64type\x18\x07 \x01(\x0e\x32\x15.triptych.v1.DataType\x12\r\n\x05lanes\x18\x08 \x03(\t\x12 \n\x18multimodal_disaggregated\x18\t \x01(\x08\x12%\n\x07weights\x18\n \x01(\x0b\x32\x14.triptych.v1.Weights\x12-\n\x07\x65ncoder\x18\x0b \x01(\x0b\x32\x1c.triptych.v1.EncoderCounters\x12/\n\x08language\x18\x0c \x01(\x0b\x32\x1d.triptych.v1.LanguageCounters\x12*\n\x06leases\x18\r \x01(\x0b\x32\x1a.triptych.v1.LeaseCounters\x12&\n\x05state\x18\x0e \x01(\x0e\x32\x17.triptych.v1.ActorState\x12$\n\x05ranks\x18\x0f \x03(\x0b\x32\x15.triptych.v1.RankInfo\x12\x11\n\tdevice_id\x18\x10 \x01(\t\x12\x30\n\rlane_counters\x18\x11 \x03(\x0b\x32\x19.triptych.v1.LaneCounters\"m\n\x0cLaneCounters\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x15\n\rnum_transfers\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x14\n\x0cnum_failures\x18\x05 \x01(\x04\"d\n\x08RankInfo\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nprocess_id\x18\x02 \x01(\r\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12%\n\x07weights\x18\x04 \x01(\x0b\x32\x14.triptych.v1.Weights\"\\\n\x07Weights\x12\x1d\n\x15num_visual_parameters\x18\x01 \x01(\x04\x12\x1f\n\x17num_language_parameters\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\"\xb1\x03\n\x0f\x45ncoderCounters\x12\x16\n\x0e\x61\x63\x63\x65pted_items\x18\x01 \x01(\x04\x12\x16\n\x0erejected_items\x18\x02 \x01(\x04\x12\x15\n\rencoded_items\x18\x03 \x01(\x04\x12\x17\n\x0f\x65ncoded_patches\x18\x04 \x01(\x04\x12\x13\n\x0bnum_batches\x18\x05 \x01(\x04\x12\x17\n\x0fpending_patches\x18\x06 \x01(\x04\x12\x1b\n\x13max_pending_patches\x18\x07 \x01(\x04\x12\x12\n\ncache_hits\x18\x08 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_items\x18\t \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\n \x01(\x04\x12\x19\n\x11\x64\x65vice_cache_hits\x18\x0b \x01(\x04\x12\x17\n\x0fhost_cache_hits\x18\x0c \x01(\x04\x12\x18\n\x10host_cache_items\x18\r \x01(\x04\x12\x18\n\x10host_cache_bytes\x18\x0e \x01(\x04\x12\x15\n\rexpired_items\x18\x0f \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x10 \x01(\x04\x12\x1c\n\x14max_activation_bytes\x18\x11 \x01(\x04\"\xcb\x02\n\x10LanguageCounters\x12\x18\n\x10waiting_requests\x18\x01 \x01(\x04\x12\x18\n\x10running_requests\x18\x02 \x01(\x04\x12\x19\n\x11\x66inished_requests\x18\x03 \x01(\x04\x12\x11\n\tnum_steps\x18\x04 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\x12\x13\n\x0btotal_pages\x18\x06 \x01(\x04\x12\x12\n\nheld_pages\x18\x07 \x01(\x04\x12\x14\n\x0c\x63\x61\x63hed_pages\x18\x08 \x01(\x04\x12\x15\n\rprompt_tokens\x18\t \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\n \x01(\x04\x12\x18\n\x10generated_tokens\x18\x0b \x01(\x04\x12\x11\n\tpage_size\x18\x0c \x01(\r\x12\x1b\n\x13\x61\x63\x63\x65pted_embeddings\x18\r \x01(\x04\"\x81\x01\n\rLeaseCounters\x12\x13\n\x0bheld_leases\x18\x01 \x01(\x04\x12\x12\n\nheld_bytes\x18\x02 \x01(\x04\x12\x16\n\x0egranted_leases\x18\x03 \x01(\x04\x12\x16\n\x0e\x65xpired_leases\x18\x04 \x01(\x04\x12\x17\n\x0fpending_tickets\x18\x05 \x01(\x04\"f\n\x0cScaleRequest\x12!\n\x05stage\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x12\n\nnum_actors\x18\x02 \x01(\r\x12\x0c\n\x04wait\x18\x03 \x01(\x08\x12\x11\n\tautomatic\x18\x04 \x01(\x08\"9\n\rScaleResponse\x12(\n\x06status\x18\x01 \x01(\x0b\x32\x18.triptych.v1.StageStatus\"r\n\x10MoveActorRequest\x12&\n\nfrom_stage\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Stage\x12$\n\x08to_stage\x18\x02 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x10\n\x08\x61\x63tor_id\x18\x03 \x01(\t\"`\n\x11MoveActorResponse\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\x12(\n\x06stages\x18\x02 \x03(\x0b\x32\x18.triptych.v1.StageStatus\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"D\n\x0eSetRoleRequest\x12!\n\x05stage\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x0f\n\x07\x64rain_s\x18\x02 \x01(\x01\"S\n\x0fSetRoleResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ActorInfo\x12\x1a\n\x12remaining_requests\x18\x02 \x01(\r*\x8a\x01\n\nActorState\x12\x1b\n\x17\x41\x43TOR_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TOR_STATE_STARTING\x10\x01\x12\x15\n\x11\x41\x43TOR_STATE_READY\x10\x02\x12\x18\n\x14\x41\x43TOR_STATE_DRAINING\x10\x03\x12\x14\n\x10\x41\x43TOR_STATE_LOST\x10\x04\x32\x87\x03\n\x0c\x41\x64minService\x12P\n\x0bGetTopology\x12\x1f.triptych.v1.GetTopologyRequest\x1a .triptych.v1.GetTopologyResponse\x12S\n\x0cGetActorInfo\x12 .triptych.v1.GetActorInfoRequest\x1a!.triptych.v1.GetActorInfoResponse\x12>\n\x05Scale\x12\x19.triptych.v1.ScaleRequest\x1a\x1a.triptych.v1.ScaleResponse\x12J\n\tMoveActor\x12\x1d.triptych.v1.MoveActorRequest\x1a\x1e.triptych.v1.MoveActorResponse\x12\x44\n\x07SetRole\x12\x1b.triptych.v1.SetRoleRequest\x1a\x1c.triptych.v1.SetRoleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACTORSTATE']._serialized_start=2782
-  _globals['_ACTORSTATE']._serialized_end=2920
+  _globals['_ACTORSTATE']._serialized_start=3170
+  _globals['_ACTORSTATE']._serialized_end=3308
   _globals['_GETTOPOLOGYREQUEST']._serialized_start=66
   _globals['_GETTOPOLOGYREQUEST']._serialized_end=86
   _globals['_GETTOPOLOGYRESPONSE']._serialized_start=89
@@ -42,32 +42,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTERCOUNTERS']._serialized_end=483
   _globals['_HISTOGRAM']._serialized_start=485
   _globals['_HISTOGRAM']._serialized_end=536
-  _globals['_STAGESTATUS']._serialized_start=538
-  _globals['_STAGESTATUS']._serialized_end=651
-  _globals['_ACTORSTATUS']._serialized_start=653
-  _globals['_ACTORSTATUS']._serialized_end=742
-  _globals['_GETACTORINFOREQUEST']._serialized_start=744
-  _globals['_GETACTORINFOREQUEST']._serialized_end=783
-  _globals['_GETACTORINFORESPONSE']._serialized_start=785
-  _globals['_GETACTORINFORESPONSE']._serialized_end=845
-  _globals['_ACTORINFO']._serialized_start=848
-  _globals['_ACTORINFO']._serialized_end=1407
-  _globals['_LANECOUNTERS']._serialized_start=1409
-  _globals['_LANECOUNTERS']._serialized_end=1518
-  _globals['_RANKINFO']._serialized_start=1520
-  _globals['_RANKINFO']._serialized_end=1620
-  _globals['_WEIGHTS']._serialized_start=1622
-  _globals['_WEIGHTS']._serialized_end=1714
-  _globals['_ENCODERCOUNTERS']._serialized_start=1717
-  _globals['_ENCODERCOUNTERS']._serialized_end=2150
-  _globals['_LANGUAGECOUNTERS']._serialized_start=2153
-  _globals['_LANGUAGECOUNTERS']._serialized_end=2484
-  _globals['_LEASECOUNTERS']._serialized_start=2487
-  _globals['_LEASECOUNTERS']._serialized_end=2616
-  _globals['_SCALEREQUEST']._serialized_start=2618
-  _globals['_SCALEREQUEST']._serialized_end=2720
-  _globals['_SCALERESPONSE']._serialized_start=2722
-  _globals['_SCALERESPONSE']._serialized_end=2779
-  _globals['_ADMINSERVICE']._serialized_start=2923
-  _globals['_ADMINSERVICE']._serialized_end=3168
+  _globals['_STAGESTATUS']._serialized_start=539
+  _globals['_STAGESTATUS']._serialized_end=670
+  _globals['_ACTORSTATUS']._serialized_start=672
+  _globals['_ACTORSTATUS']._serialized_end=761
+  _globals['_GETACTORINFOREQUEST']._serialized_start=763
+  _globals['_GETACTORINFOREQUEST']._serialized_end=802
+  _globals['_GETACTORINFORESPONSE']._serialized_start=804
+  _globals['_GETACTORINFORESPONSE']._serialized_end=864
+  _globals['_ACTORINFO']._serialized_start=867
+  _globals['_ACTORINFO']._serialized_end=1426
+  _globals['_LANECOUNTERS']._serialized_start=1428
+  _globals['_LANECOUNTERS']._serialized_end=1537
+  _globals['_RANKINFO']._serialized_start=1539
+  _globals['_RANKINFO']._serialized_end=1639
+  _globals['_WEIGHTS']._serialized_start=1641
+  _globals['_WEIGHTS']._serialized_end=1733
+  _globals['_ENCODERCOUNTERS']._serialized_start=1736
+  _globals['_ENCODERCOUNTERS']._serialized_end=2169
+  _globals['_LANGUAGECOUNTERS']._serialized_start=2172
+  _globals['_LANGUAGECOUNTERS']._serialized_end=2503
+  _globals['_LEASECOUNTERS']._serialized_start=2506
+  _globals['_LEASECOUNTERS']._serialized_end=2635
+  _globals['_SCALEREQUEST']._serialized_start=2637
+  _globals['_SCALEREQUEST']._serialized_end=2739
+  _globals['_SCALERESPONSE']._serialized_start=2741
+  _globals['_SCALERESPONSE']._serialized_end=2798
+  _globals['_MOVEACTORREQUEST']._serialized_start=2800
+  _globals['_MOVEACTORREQUEST']._serialized_end=2914
+  _globals['_MOVEACTORRESPONSE']._serialized_start=2916
+  _globals['_MOVEACTORRESPONSE']._serialized_end=3012
+  _globals['_SETROLEREQUEST']._serialized_start=3014
+  _globals['_SETROLEREQUEST']._serialized_end=3082
+  _globals['_SETROLERESPONSE']._serialized_start=3084
+  _globals['_SETROLERESPONSE']._serialized_end=3167
+  _globals['_ADMINSERVICE']._serialized_start=3311
+  _globals['_ADMINSERVICE']._serialized_end=3702
 # @@protoc_insertion_point(module_scope)

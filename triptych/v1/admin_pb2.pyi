@@ -64,14 +64,16 @@ class Histogram(_message.Message):
     def __init__(self, upper_bounds_s: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("stage", "wanted_actors", "actors")
+    __slots__ = ("stage", "wanted_actors", "actors", "obstacle")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     WANTED_ACTORS_FIELD_NUMBER: _ClassVar[int]
     ACTORS_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLE_FIELD_NUMBER: _ClassVar[int]
     stage: _common_pb2.Stage
     wanted_actors: int
     actors: _containers.RepeatedCompositeFieldContainer[ActorStatus]
-    def __init__(self, stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., wanted_actors: _Optional[int] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ...) -> None: ...
+    obstacle: str
+    def __init__(self, stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., wanted_actors: _Optional[int] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., obstacle: _Optional[str] = ...) -> None: ...
 
 class ActorStatus(_message.Message):
     __slots__ = ("actor_id", "endpoint", "state")
@@ -268,3 +270,39 @@ class ScaleResponse(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     status: StageStatus
     def __init__(self, status: _Optional[_Union[StageStatus, _Mapping]] = ...) -> None: ...
+
+class MoveActorRequest(_message.Message):
+    __slots__ = ("from_stage", "to_stage", "actor_id")
+    FROM_STAGE_FIELD_NUMBER: _ClassVar[int]
+    TO_STAGE_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    from_stage: _common_pb2.Stage
+    to_stage: _common_pb2.Stage
+    actor_id: str
+    def __init__(self, from_stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., to_stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., actor_id: _Optional[str] = ...) -> None: ...
+
+class MoveActorResponse(_message.Message):
+    __slots__ = ("actor_id", "stages", "seconds")
+    ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    actor_id: str
+    stages: _containers.RepeatedCompositeFieldContainer[StageStatus]
+    seconds: float
+    def __init__(self, actor_id: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class SetRoleRequest(_message.Message):
+    __slots__ = ("stage", "drain_s")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_S_FIELD_NUMBER: _ClassVar[int]
+    stage: _common_pb2.Stage
+    drain_s: float
+    def __init__(self, stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., drain_s: _Optional[float] = ...) -> None: ...
+
+class SetRoleResponse(_message.Message):
+    __slots__ = ("info", "remaining_requests")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    info: ActorInfo
+    remaining_requests: int
+    def __init__(self, info: _Optional[_Union[ActorInfo, _Mapping]] = ..., remaining_requests: _Optional[int] = ...) -> None: ...

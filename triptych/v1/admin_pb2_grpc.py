@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """For operators and tools. The router serves all of it; an actor serves GetActorInfo about itself.
+    """For operators and tools. The router serves all of it but SetRole; an actor serves GetActorInfo about itself, and SetRole.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,20 @@ class AdminServiceStub(object):
                 request_serializer=triptych_dot_v1_dot_admin__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_admin__pb2.ScaleResponse.FromString,
                 _registered_method=True)
+        self.MoveActor = channel.unary_unary(
+                '/triptych.v1.AdminService/MoveActor',
+                request_serializer=triptych_dot_v1_dot_admin__pb2.MoveActorRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_admin__pb2.MoveActorResponse.FromString,
+                _registered_method=True)
+        self.SetRole = channel.unary_unary(
+                '/triptych.v1.AdminService/SetRole',
+                request_serializer=triptych_dot_v1_dot_admin__pb2.SetRoleRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_admin__pb2.SetRoleResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
-    """For operators and tools. The router serves all of it; an actor serves GetActorInfo about itself.
+    """For operators and tools. The router serves all of it but SetRole; an actor serves GetActorInfo about itself, and SetRole.
     """
 
     def GetTopology(self, request, context):
@@ -71,6 +81,20 @@ class AdminServiceServicer(object):
 
     def Scale(self, request, context):
         """Sets how many actors a stage should have, while it runs. Answers when the wish is taken, or with wait when it is reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveActor(self, request, context):
+        """Moves a running actor to another stage, so that one wants an actor less and the other one more. Answers when it takes work there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRole(self, request, context):
+        """Of the actor that is called: takes work of another stage from now on, and finishes what it has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +118,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=triptych_dot_v1_dot_admin__pb2.ScaleRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_admin__pb2.ScaleResponse.SerializeToString,
             ),
+            'MoveActor': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveActor,
+                    request_deserializer=triptych_dot_v1_dot_admin__pb2.MoveActorRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_admin__pb2.MoveActorResponse.SerializeToString,
+            ),
+            'SetRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRole,
+                    request_deserializer=triptych_dot_v1_dot_admin__pb2.SetRoleRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_admin__pb2.SetRoleResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'triptych.v1.AdminService', rpc_method_handlers)
@@ -103,7 +137,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """For operators and tools. The router serves all of it; an actor serves GetActorInfo about itself.
+    """For operators and tools. The router serves all of it but SetRole; an actor serves GetActorInfo about itself, and SetRole.
     """
 
     @staticmethod
@@ -177,6 +211,60 @@ class AdminService(object):
             '/triptych.v1.AdminService/Scale',
             triptych_dot_v1_dot_admin__pb2.ScaleRequest.SerializeToString,
             triptych_dot_v1_dot_admin__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveActor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.AdminService/MoveActor',
+            triptych_dot_v1_dot_admin__pb2.MoveActorRequest.SerializeToString,
+            triptych_dot_v1_dot_admin__pb2.MoveActorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.AdminService/SetRole',
+            triptych_dot_v1_dot_admin__pb2.SetRoleRequest.SerializeToString,
+            triptych_dot_v1_dot_admin__pb2.SetRoleResponse.FromString,
             options,
             channel_credentials,
             insecure,
