@@ -11,7 +11,7 @@ from pathlib import Path
 
 from router.control.membership import Membership
 from router.control.scaling.demand import Demand, Work
-from router.dispatch.admission import Admission, AdmissionTurns
+from router.dispatch.admission import Admission, AdmissionTurns, Turn
 from router.dispatch.admission.stage_room import applicant, stage_room
 from router.dispatch.answer_text import AnswerText
 from router.dispatch.channel_sweeper import ChannelSweeper
@@ -108,10 +108,10 @@ class Dispatcher:
             _note_wait("prepare", prepared.prepare_s)
             asking = applicant(tenant, prepared)
             self.demand.note_arrival(asking.load.num_patches, asking.load.num_prompt_tokens)
-            async with self._turns.turn(asking, deadline) as waited_s:
-                clock.admission_s = waited_s
-                _note_wait("admission", waited_s)
-                async with aclosing(self._answer(prepared, clock, deadline)) as responses:
+            async with self._turns.turn(asking, deadline) as turn:
+                clock.admission_s = turn.waited_s
+                _note_wait("admission", turn.waited_s)
+                async with aclosing(self._answer(prepared, clock, deadline, turn)) as responses:
                     async for response in responses:
                         yield response
 
@@ -123,9 +123,9 @@ class Dispatcher:
         self._preparation.close()
 
     async def _answer(
-        self, request: PreparedRequest, clock: AnswerClock, deadline: Deadline
+        self, request: PreparedRequest, clock: AnswerClock, deadline: Deadline, turn: Turn
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        generation = Generation(request, self._resources, self._max_attempts, deadline)
+        generation = Generation(request, self._resources, self._max_attempts, deadline, turn)
         answers = [self._choice_answer(index, request) for index in range(request.sampling.n)]
         async with aclosing(generation.tokens()) as arriving:
             async for tokens in arriving:

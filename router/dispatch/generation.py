@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from router.dispatch.admission import Turn
+from router.dispatch.attempts import Attempts
 from router.dispatch.chunk_pace import ChunkPace
 from router.dispatch.loads import LoadLedger
 from router.dispatch.placement import Placement
@@ -27,8 +29,6 @@ from triptych.rpc.deadline import Deadline
 from triptych.v1 import common_pb2
 
 logger = logging.getLogger(__name__)
-
-RETRY_PAUSE_S = 0.05  # before the second attempt, four times as long before each further one
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ class Generation:
         resources: WalkResources,
         max_attempts: int,
         deadline: Deadline,
+        turn: Turn,
         token_ids: Sequence[int] = (),
     ) -> None:
         self._request = request
         self._resources = resources
-        self._max_attempts = max_attempts
         self._deadline = deadline
+        self._turn = turn
+        self._attempts = Attempts(max_attempts, deadline, resources.placer.has_others)
         self._token_ids = {index: list(token_ids) for index in range(request.sampling.n)}
         self._unfinished = set(self._token_ids)
         self._walk: Walk | None = None
@@ -89,11 +91,10 @@ class Generation:
         Raises what the walk raised when no other attempt can mend it or none is left, and Unavailable, naming the
         stage, when there is no actor to walk to.
         """
-        avoid: set[str] = set()
         placer = self._resources.placer
         while True:
             self._num_walks += 1
-            running = await self._run_walk(avoid)
+            running = await self._run_walk()
             try:
                 async with aclosing(running.tokens()) as arriving:
                     async for tokens in arriving:
@@ -104,10 +105,8 @@ class Generation:
             except (*RETRYABLE, Overloaded) as error:
                 failed_actors = running.walk.record.failed_actors
                 placer.note_failure(failed_actors, error)
-                avoid |= failed_actors
-                # Of an actor that is full another one of its stage may not be; of one that failed, the same may do.
-                is_hopeless = isinstance(error, Overloaded) and not placer.has_others(avoid)
-                if is_hopeless or self._num_walks >= self._max_attempts:
+                pause_s = self._attempts.pause_s(error, failed_actors)
+                if pause_s is None:
                     raise
                 logger.warning(
                     "request %s: attempt %d failed after %d tokens, trying again: %s",
@@ -118,8 +117,9 @@ class Generation:
                 )
             finally:
                 await running.end()
-            await asyncio.sleep(min(RETRY_PAUSE_S * 4 ** (self._num_walks - 1), self._deadline.remaining_s()))
-            if self._request.sampling.n > 1:
+            await asyncio.sleep(pause_s)
+            self._turn.begin_again()
+            if self._request.sampling.n > 1 and any(self._token_ids.values()):
                 async with aclosing(self._go_on_apart()) as arriving:
                     async for tokens in arriving:
                         yield tokens
@@ -143,10 +143,14 @@ class Generation:
 
     async def _go_on_apart(self) -> AsyncGenerator[Tokens, None]:
         """The rest of every answer that has not ended, each on walks of its own."""
-        num_attempts = self._max_attempts - self._num_walks
         self._parts = {
             index: Generation(
-                self._request.of_choice(index), self._resources, num_attempts, self._deadline, self._token_ids[index]
+                self._request.of_choice(index),
+                self._resources,
+                self._attempts.num_left,
+                self._deadline,
+                self._turn,
+                self._token_ids[index],
             )
             for index in sorted(self._unfinished)
         }
@@ -160,8 +164,9 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run_walk(self, avoid: set[str]) -> RunningWalk:
+    async def _run_walk(self) -> RunningWalk:
         """A walk under way: the first, or where encoders are unusually slow the first of two that has tokens."""
+        avoid = self._attempts.avoid
         running = self._begin(await self._place(avoid))
         self._walk = running.walk
         delay_s = self._resources.placer.hedge_delay_s(self._request, running.walk.record.placement)
@@ -186,7 +191,7 @@ class Generation:
         requests = StageRequests.make(
             self._request, self._token_ids[0], placement, resources.tickets, resources.streams.router_id
         )
-        walk = Walk(requests, placement, resources.calls, resources.streams, resources.loads)
+        walk = Walk(requests, placement, resources.calls, resources.streams, resources.loads, self._turn)
         return RunningWalk(walk, self._request.sampling.n, self._deadline, resources.pace)
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
 from router.control.membership import Member
+from router.dispatch.admission import Turn
 from router.dispatch.client_fields import in_client_terms
 from router.dispatch.decoded_tokens import DecodedTokens
 from router.dispatch.first_cause import first_cause, wait_for_earlier_failures
@@ -36,7 +37,13 @@ class Walk:
     """
 
     def __init__(
-        self, requests: StageRequests, placement: Placement, calls: StageCalls, streams: StepStreams, loads: LoadLedger
+        self,
+        requests: StageRequests,
+        placement: Placement,
+        calls: StageCalls,
+        streams: StepStreams,
+        loads: LoadLedger,
+        turn: Turn,
     ) -> None:
         self.record = WalkRecord(placement, unfinished=set(range(requests.num_choices)))
         self._requests = requests
@@ -44,6 +51,7 @@ class Walk:
         self._calls = calls
         self._streams = streams
         self._loads = loads
+        self._turn = turn
         self._stopped: set[int] = set()
         # Taken at once: whoever is placed next must see them.
         self._held = ExitStack()
@@ -98,6 +106,7 @@ class Walk:
             response = await self._calls.encode(share.encoder, share.request, deadline)
             self.record.note_encoded(response, time.monotonic() - begun_at)
             load.release()
+            self._turn.note_encoded(share.num_patches)
 
     async def _prefill(
         self,
@@ -133,7 +142,9 @@ class Walk:
     def _pass_on(self, output: TokenQueue, answered: asyncio.Future[None], tokens: Tokens) -> None:
         if tokens.choice_index not in self.record.unfinished:
             return
-        self._prompt.release()
+        if not self.record.num_decoded:
+            self._prompt.release()
+            self._turn.note_decoding()
         self.record.num_decoded += len(tokens.token_ids)
         self.record.note_tokens(tokens)
         output.put(tokens)

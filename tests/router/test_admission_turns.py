@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -99,3 +100,25 @@ async def test_whatever_happens_all_is_given_back(seed: int) -> None:
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(o is None or isinstance(o, DeadlineExceeded | asyncio.CancelledError) for o in outcomes)
     assert (admission.in_flight, admission.num_waiting) == (NO_LOAD, 0)
+
+
+async def test_what_is_done_frees_its_room_and_what_is_begun_again_takes_it_back() -> None:
+    admission = AdmissionTurns(lambda: Capacity(100, 100, 200), ageing_s=60.0)
+    load = Load(num_patches=60, num_prompt_tokens=80, num_kv_tokens=130, num_requests=1)
+    async with admission.turn(Applicant("", load, CostClass.PICTURE), Deadline.after(30.0)) as turn:
+        for left in (20, 0, 0):
+            turn.note_encoded(40)
+            assert admission.in_flight == replace(load, num_patches=left)
+        waiting = asyncio.create_task(hold(admission, text(30), asyncio.Event()))
+        await asyncio.sleep(0)
+        assert admission.num_waiting == 1
+        for _ in range(2):
+            turn.note_decoding()
+            assert admission.in_flight == Load(num_prompt_tokens=30, num_kv_tokens=130, num_requests=2)
+        # It has been let in already: nobody else is, until there is room again.
+        turn.begin_again()
+        assert admission.in_flight == load + Load(num_prompt_tokens=30, num_requests=1)
+    assert admission.in_flight == Load(num_prompt_tokens=30, num_requests=1)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert admission.in_flight == NO_LOAD

@@ -111,10 +111,10 @@ async def test_errors_come_back_as_their_classes() -> None:
         with pytest.raises(InvalidRequest) as empty:
             await client.chat([])
         assert empty.value.field == "messages"
-        system.actors["prefill-0"].failure = Overloaded("full", retry_after_s=3.5)
+        system.actors["prefill-0"].failure = Overloaded("full", retry_after_s=3_500.0)
         with pytest.raises(Overloaded) as overloaded:
             await client.ask("hello")
-        assert overloaded.value.retry_after_s == 3.5
+        assert overloaded.value.retry_after_s == 3_500.0
         system.actors["prefill-0"].failure = None
         assert (await client.ask("hello", max_tokens=2)).token_ids
 

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from fake_actors import FakeSystem
 from router_helpers import image_part, png, text_part, user_request
-from test_walk import SPLIT, ask, no_load, picture_request, until_idle
+from test_walk import SPLIT, ask, no_load, picture_request, until, until_idle
 
 from router.dispatch.encode_costs import EncodeTail
 from triptych.errors import InternalError, Overloaded, Unavailable
@@ -33,11 +33,47 @@ async def test_a_full_actor_is_no_reason_to_refuse_while_another_has_room(stage:
 async def test_when_all_are_full_the_client_is_told_once_each_was_asked() -> None:
     async with FakeSystem(*SPLIT) as system:
         for actor in (system.actors["encoder-0"], await system.add("encoder")):
-            actor.failure = Overloaded("full", field="f", retry_after_s=2.5)
+            actor.failure = Overloaded("full", field="f", retry_after_s=60.0)
         with pytest.raises(Overloaded) as caught:
             await ask(system, picture_request())
-        assert caught.value.retry_after_s == 2.5
+        assert caught.value.retry_after_s == 60.0
         assert [len(system.actors[f"encoder-{n}"].requests) for n in range(2)] == [1, 1]
+        await until_idle(system)
+        assert no_load(system)
+
+
+@pytest.mark.parametrize("stage", SPLIT)
+async def test_a_full_stage_is_asked_again_when_it_said_however_often(stage: str) -> None:
+    """More often than actors may fail."""
+    async with FakeSystem(*SPLIT, router={"max_attempts": 2}) as system:
+        actor = system.actors[f"{stage}-0"]
+        actor.failure, actor.failures_left = Overloaded("full", field="f", retry_after_s=0.01), 5
+        answer = await ask(system, picture_request())
+        assert answer.token_ids == answer.expected and len(answer.token_ids) == 8
+        assert answer.summary is not None and answer.summary.route.attempts == 6
+        await until_idle(system)
+        assert no_load(system)
+
+
+async def test_room_for_encoding_and_prefill_is_free_once_an_answer_flows() -> None:
+    """The second request has to wait for room of either kind, which the first gives back long before its end."""
+    bounds = {"encoder": {"max_pending_patches": 20}, "prefill": {"max_waiting_tokens": 40}}
+    async with FakeSystem(*SPLIT, stages=bounds) as system:
+        encoder, decode = system.actors["encoder-0"], system.actors["decode-0"]
+        encoder.gate.clear()
+        decode.decode_gate.clear()
+        first, second = (asyncio.create_task(ask(system, picture_request(max_tokens=8))) for _ in range(2))
+        await until(lambda: bool(encoder.requests) and system.dispatcher.counts().num_waiting == 1)
+        encoder.gate.set()
+        await until(lambda: len(system.actors["prefill-0"].requests) == 1)
+        assert system.dispatcher.counts().num_waiting == 1
+        decode.step_s = 60.0  # From its second token on.
+        decode.decode_gate.set()
+        await until(lambda: len(encoder.requests) == 2)
+        assert not first.done()
+        for asking in (first, second):
+            asking.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
         await until_idle(system)
         assert no_load(system)
 

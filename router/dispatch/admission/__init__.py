@@ -2,6 +2,6 @@
 
 from router.dispatch.admission.fair_order import Capacity, CostClass
 from router.dispatch.admission.pending import Admission
-from router.dispatch.admission.turns import AdmissionTurns, Applicant
+from router.dispatch.admission.turns import AdmissionTurns, Applicant, Turn
 
-__all__ = ["Admission", "AdmissionTurns", "Applicant", "Capacity", "CostClass"]
+__all__ = ["Admission", "AdmissionTurns", "Applicant", "Capacity", "CostClass", "Turn"]

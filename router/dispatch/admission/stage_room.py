@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from router.control.membership import Membership, StageName
+from collections.abc import Sequence
+
+from router.control.membership import Member, Membership, StageName
 from router.dispatch.admission.fair_order import Capacity, CostClass
 from router.dispatch.admission.turns import Applicant
 from router.dispatch.loads import Load
 from router.dispatch.prepared_request import PreparedRequest
 from triptych.config import DeploymentConfig
+from triptych.config.deployment import StagesSection
 from triptych.v1 import common_pb2
 
 
@@ -20,18 +23,27 @@ def stage_room(membership: Membership, config: DeploymentConfig) -> Capacity:
     num_processes = config.router.processes
     stages, members = config.stages, membership.all_members()
     num_towers = sum(member.stage is StageName.ENCODER or member.has_tower for member in members)
-    waiting_tokens = {
-        StageName.PREFILL: stages.prefill.max_waiting_tokens,
-        StageName.PREFILL_DECODE: stages.prefill_decode.max_waiting_tokens,
-    }
     num_kv_tokens = sum(
         member.num_kv_tokens for member in members if member.stage in (StageName.DECODE, StageName.PREFILL_DECODE)
     )
     return Capacity(
         num_patches=num_towers * stages.encoder.max_pending_patches // num_processes,
-        num_prompt_tokens=sum(waiting_tokens.get(member.stage, 0) for member in members) // num_processes,
+        num_prompt_tokens=_num_waiting_tokens(members, stages) // num_processes,
         num_kv_tokens=int(num_kv_tokens * config.router.kv_overcommit / num_processes),
     )
+
+
+def _num_waiting_tokens(members: Sequence[Member], stages: StagesSection) -> int:
+    """Prompt tokens that may wait. An actor that decodes counts a prompt from the call on, while another one still
+    computes it: so the actors on either side of a transfer of KV pages have to have room."""
+    limits = {
+        StageName.PREFILL: stages.prefill.max_waiting_tokens,
+        StageName.DECODE: stages.decode.max_waiting_tokens,
+        StageName.PREFILL_DECODE: stages.prefill_decode.max_waiting_tokens,
+    }
+    sides = (StageName.PREFILL, StageName.PREFILL_DECODE), (StageName.DECODE, StageName.PREFILL_DECODE)
+    rooms = [sum(limits[member.stage] for member in members if member.stage in side) for side in sides]
+    return min((room for room in rooms if room), default=0)
 
 
 def applicant(tenant: str, request: PreparedRequest) -> Applicant:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.dispatch.admission.fair_order import Capacity, CostClass, FairTags, Waiting, next_turn
 from router.dispatch.loads import NO_LOAD, Load
@@ -28,6 +28,42 @@ class _InLine:
     waiting: Waiting
     share: float
     turn: asyncio.Future[None]
+
+
+class Turn:
+    """The room that one request holds in the stages, as much of it as they hold for it themselves.
+
+    An encoder counts patches until they are encoded, an LLM actor counts prompt tokens until the answer's first token
+    of its own; KV tokens are held to the end. waited_s: how long the request waited for its turn.
+    """
+
+    def __init__(self, turns: AdmissionTurns, load: Load, waited_s: float) -> None:
+        self.waited_s = waited_s
+        self._turns = turns
+        self._load = load
+        self._held = load
+
+    def note_encoded(self, num_patches: int) -> None:
+        """These patches are encoded."""
+        num_left = max(self._held.num_patches - num_patches, 0)
+        self._hold(replace(self._held, num_patches=num_left))
+
+    def note_decoding(self) -> None:
+        """The actor that decodes gave tokens: everything before that is done."""
+        self._hold(replace(self._held, num_patches=0, num_prompt_tokens=0))
+
+    def begin_again(self) -> None:
+        """All of it is to be done once more. Taken without waiting: the request has been let in, others wait longer."""
+        self._hold(self._load)
+
+    def end(self) -> None:
+        """Nothing is held any more."""
+        self._hold(NO_LOAD)
+
+    def _hold(self, load: Load) -> None:
+        if load != self._held:
+            change, self._held = load - self._held, load
+            self._turns.change(change)
 
 
 class AdmissionTurns:
@@ -60,21 +96,28 @@ class AdmissionTurns:
         return self._in_flight
 
     @asynccontextmanager
-    async def turn(self, applicant: Applicant, deadline: Deadline) -> AsyncIterator[float]:
-        """Waits for room, holds it for the body's duration, and gives the seconds waited.
+    async def turn(self, applicant: Applicant, deadline: Deadline) -> AsyncIterator[Turn]:
+        """Waits for room and holds it for the body's duration, less what the turn gives back before.
 
         Raises DeadlineExceeded when the turn does not come in time. How many may wait is bounded by who comes here.
         """
         began_s = self._clock()
         await self._wait(applicant, deadline)
+        turn = Turn(self, applicant.load, self._clock() - began_s)
         try:
-            yield self._clock() - began_s
+            yield turn
         finally:
-            self._in_flight = self._in_flight - applicant.load
-            self.wake()
+            turn.end()
+
+    def change(self, load: Load) -> None:
+        """A turn holds that much more, or less where it is negative."""
+        self._in_flight = self._in_flight + load
+        self.wake()
 
     def wake(self) -> None:
         """Gives turns to all who may have one now."""
+        if not self._line:
+            return
         capacity, now_s = self._capacity(), self._clock()
         # One that was cancelled this moment is about to leave.
         by_waiting = {entry.waiting: entry for entry in self._line if not entry.turn.done()}
