@@ -110,6 +110,10 @@ class Engine:
         """Queues sequences that each fit the cache and the context; their outputs come by `publish`."""
         self._inbox.put(lambda: self._add(sequences))
 
+    def supply(self, embeddings: list[Tensor | None], index: int, embedding: Tensor) -> None:
+        """Embedding number `index` of those that sequences share, added or not, has arrived, and is final."""
+        self._inbox.put(lambda: embeddings.__setitem__(index, embedding))
+
     def abort(self, sequence: Sequence) -> None:
         """Ends a sequence in whatever state, without a further output; one that ended already is nothing."""
         self._inbox.put(lambda: self._remove(sequence))
@@ -160,7 +164,8 @@ class Engine:
 
     def _drain_inbox(self) -> None:
         """Takes all that is there; waits for something when there is nothing to compute."""
-        if not self.scheduler.has_work and not self._in_flight:
+        is_idle = self.scheduler.is_starved or not self.scheduler.has_work
+        if is_idle and not self._in_flight:
             self._inbox.get()()
         while not self._is_stopping:
             try:

@@ -54,6 +54,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        # What the last call of `schedule` found: work that can go on only when embeddings arrive.
+        self.is_starved = False
         self._was_burst = False
 
     @property
@@ -64,13 +66,18 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """The next step: decoding sequences first. Empty only when tokens in flight have to be received before."""
+        """The next step: decoding sequences first. Empty only when tokens in flight have to be received before, or
+        embeddings (`is_starved`)."""
         num_preemptions = self.num_preemptions
+        self.is_starved = False
         if not self._grow_running():
             return []
         if self.num_preemptions == num_preemptions:
             self._admit_waiting()
-        return self._share_out_tokens()
+        chunks = self._share_out_tokens()
+        has_all_it_can = self.num_preemptions == num_preemptions and not chunks
+        self.is_starved = has_all_it_can and any(not sequence.has_all_embeddings for sequence in self.running)
+        return chunks
 
     def advance(self, chunk: Chunk) -> None:
         """The chunk was launched: as far as scheduling goes, it is computed, and its next token is there."""
@@ -123,13 +130,13 @@ class Scheduler:
         return True
 
     def _admit_waiting(self) -> None:
-        num_backlog_tokens = sum(sequence.num_uncomputed_tokens for sequence in self.running)
+        num_backlog_tokens = sum(sequence.num_computable_tokens for sequence in self.running)
         while self.waiting and len(self.running) < self.section.max_running_requests:
             if num_backlog_tokens >= self.section.max_step_tokens or not self._admit(self.waiting[0]):
                 return
             sequence = self.waiting.popleft()
             self.running.append(sequence)
-            num_backlog_tokens += sequence.num_uncomputed_tokens
+            num_backlog_tokens += sequence.num_computable_tokens
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives the sequence its pages, shared ones first; False when there are too few."""
@@ -186,7 +193,7 @@ class Scheduler:
     def _share_out_tokens(self) -> list[Chunk]:
         budget = self.section.max_step_tokens
         # What is held to a form waits for its last token: a loop that runs ahead takes it along every other step.
-        unfinished = [s for s in self.running if not s.is_complete and not s.is_waiting_for_token]
+        unfinished = [s for s in self.running if not s.is_complete and not s.is_waiting_for_token and self._is_worth(s)]
         decoding = [sequence for sequence in unfinished if sequence.num_uncomputed_tokens == 1]
         prompts = [sequence for sequence in unfinished if sequence.num_uncomputed_tokens > 1]
         if self._is_burst(decoding, prompts):
@@ -201,13 +208,19 @@ class Scheduler:
             num_affordable = max(int(prefill_budget / cost), 1)
             if is_mixed:
                 num_affordable = _whole_tiles(num_affordable)
-            num_new = min(sequence.num_uncomputed_tokens, self.section.prefill_chunk_tokens, budget, num_affordable)
+            num_new = min(sequence.num_computable_tokens, self.section.prefill_chunk_tokens, budget, num_affordable)
             if num_new == 0 or prefill_budget < 1:
                 break
             chunks.append(self._chunk(sequence, num_new))
             budget -= num_new
             prefill_budget -= num_new * cost
         return chunks
+
+    def _is_worth(self, sequence: Sequence) -> bool:
+        """Whether the sequence has tokens for a step: all that it lacks, or enough before a picture that is to come."""
+        num_computable = sequence.num_computable_tokens
+        is_all = num_computable == sequence.num_uncomputed_tokens
+        return is_all or num_computable >= self.section.overlap_min_tokens
 
     def _is_burst(self, decoding: list[Sequence], prompts: list[Sequence]) -> bool:
         """Whether sequences that have but their first token wait one step for prompts that came with them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
 
@@ -48,8 +49,9 @@ class EmbeddingSlice:
 class Sequence:
     """Owned by the engine thread once it was added. Compared and hashed by identity: a request id may come twice.
 
-    embeddings: [length, hidden] for every media span, in order; None where they are not at hand because the prompt's
-    KV pages come from a prefill actor: such a sequence, when preempted, is parked instead of recomputed.
+    embeddings: [length, hidden] for every media span, in order, each None until it has arrived (`Engine.supply`);
+    None as a whole where they are not at hand because the prompt's KV pages come from a prefill actor: such a sequence,
+    when preempted, is parked instead of recomputed.
     parked_pages: the KV pages of the computed tokens while the cache holds none,
     [num_pages, num_layers, 2, page_size, num_kv_heads, head_dim].
     """
@@ -57,7 +59,7 @@ class Sequence:
     request_id: str
     prompt: Prompt
     sampling: SamplingParameters
-    embeddings: tuple[Tensor, ...] | None = ()
+    embeddings: Seq[Tensor | None] | None = ()
     is_prefill_only: bool = False
     # Other answers begin with the same pages: they are wanted even when the first token already ends this one.
     is_prompt_shared: bool = False
@@ -75,6 +77,8 @@ class Sequence:
     # tokens there must be before the next one may end the answer.
     is_special: bool = field(init=False)
     num_tokens_before_end: int = field(init=False)
+    # Nothing is on its way any more; looked at in every step.
+    _is_supplied: bool = field(init=False, default=False)
     # Both run ahead of the device: they count what steps in flight compute and choose.
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
@@ -158,6 +162,20 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def num_computable_tokens(self) -> int:
+        """Uncomputed tokens in front of the first picture or video that is to be computed and has not arrived."""
+        if self.has_all_embeddings:
+            return len(self.token_ids) - self.num_computed_tokens
+        return self._first_missing_token() - self.num_computed_tokens
+
+    @property
+    def has_all_embeddings(self) -> bool:
+        """None of those that the prompt asks for is still to come."""
+        if not self._is_supplied:
+            self._is_supplied = self.embeddings is None or all(part is not None for part in self.embeddings)
+        return self._is_supplied
+
+    @property
     def can_recompute(self) -> bool:
         return self.embeddings is not None
 
@@ -184,5 +202,14 @@ class Sequence:
         for index, span in enumerate(self.prompt.media):
             first, last = max(start, span.offset), min(end, span.end)
             if first < last:
-                assert self.embeddings is not None, "media whose pages were imported are never computed here"
-                yield EmbeddingSlice(first - start, self.embeddings[index], first - span.offset, last - span.offset)
+                embedding = None if self.embeddings is None else self.embeddings[index]
+                assert embedding is not None, "media that were imported or are still to come are never computed here"
+                yield EmbeddingSlice(first - start, embedding, first - span.offset, last - span.offset)
+
+    def _first_missing_token(self) -> int:
+        """Where the tokens end that can be computed; media among those computed already count as there."""
+        assert self.embeddings is not None
+        for span, embedding in zip(self.prompt.media, self.embeddings, strict=True):
+            if embedding is None and span.end > self.num_computed_tokens:
+                return max(span.offset, self.num_computed_tokens)
+        return len(self.token_ids)

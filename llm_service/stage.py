@@ -67,7 +67,8 @@ class LlmStage:
         self.reader = RequestReader(model.config, config.defaults, config.limits, max_tokens - 1, limit_setting)
         self._page_shape = PageShape.of_model(model.config.text, section.page_size, model.dtype)
         self._admission = TokenAdmission(section.max_waiting_tokens)
-        self._embeddings = EmbeddingSource(fetcher, embedder, model.config.text.hidden_size)
+        supply = self._engine.supply if section.overlap_encode else None
+        self._embeddings = EmbeddingSource(fetcher, embedder, model.config.text.hidden_size, supply)
         self._kv_transfer = KvTransfer(self._engine, fetcher)
         self._forms = AnswerForms(config.model.path, model.config.text.vocab_size, model.config.eos_token_ids)
         self._calls = CallRegistry()
@@ -184,14 +185,14 @@ class LlmStage:
 
     async def _prefill(self, request: GenerationRequest, ticket: Ticket, deadline: Deadline) -> PrefillResult:
         with self._admission.hold(request.prompt.num_tokens) as hold:
-            embeddings = await self._embeddings.gather(request, deadline)
-            sequence, *others = await self._sequences(request, embeddings.tensors)
-            sequence.is_prefill_only, sequence.is_prompt_shared = True, bool(others)
-            (run,) = await self._runs.run(self._engine, [sequence], hold, None)
+            async with self._embeddings.arriving(request, deadline) as arrival:
+                sequence, *others = await self._sequences(request, arrival.tensors)
+                sequence.is_prefill_only, sequence.is_prompt_shared = True, bool(others)
+                (run,) = await arrival.beside(self._runs.run(self._engine, [sequence], hold, None))
         output = run.ended.result()
         note_prefill(sequence)
         self._grant(ticket, output)
-        return PrefillResult.of(sequence, embeddings, output.finish_reason, output.logprob)
+        return PrefillResult.of(sequence, arrival.arrived(), output.finish_reason, output.logprob)
 
     async def _decode(
         self, request: GenerationRequest, router_id: str, kv_ticket: Ticket | None, deadline: Deadline
@@ -213,9 +214,9 @@ class LlmStage:
     async def _prefill_and_decode(
         self, request: GenerationRequest, hold: TokenHold, channel: StepChannel, deadline: Deadline
     ) -> DecodeResult:
-        embeddings = await self._embeddings.gather(request, deadline)
-        sequences = await self._sequences(request, embeddings.tensors)
-        runs = await self._runs.run(self._engine, sequences, hold, channel)
+        async with self._embeddings.arriving(request, deadline) as arrival:
+            sequences = await self._sequences(request, arrival.tensors)
+            runs = await arrival.beside(self._runs.run(self._engine, sequences, hold, channel))
         first = sequences[0]
         num_tokens = sum(run.num_tokens for run in runs)
         decode_s = max(first.first_token_s, *(sequence.finished_s for sequence in sequences)) - first.first_token_s
@@ -224,7 +225,7 @@ class LlmStage:
         return DecodeResult(
             _finish_reason(runs[0]),
             num_tokens=num_tokens,
-            prefill=PrefillResult.of(first, embeddings, finish_reason=None),
+            prefill=PrefillResult.of(first, arrival.arrived(), finish_reason=None),
             decode_s=decode_s,
             num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
         )
@@ -254,7 +255,7 @@ class LlmStage:
             num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
         )
 
-    async def _sequences(self, request: GenerationRequest, embeddings: tuple[Tensor, ...] | None) -> list[Sequence]:
+    async def _sequences(self, request: GenerationRequest, embeddings: Seq[Tensor | None] | None) -> list[Sequence]:
         """One for each answer."""
         sampling, prompt = request.sampling, request.prompt
         form = None

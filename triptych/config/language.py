@@ -50,6 +50,16 @@ class LanguageSection(ActorSection):
         description="Most prompt tokens of a step in which sequences decode, fewer where they attend to a long "
         "context: how long a prompt may hold up running streams; 0: by device.",
     )
+    overlap_encode: bool = Field(
+        True,
+        description="Prefill begins before all pictures of a prompt are encoded, as far as they are there: a sooner "
+        "first token, for more and smaller steps.",
+    )
+    overlap_min_tokens: int = Field(
+        256,
+        ge=1,
+        description="overlap_encode: fewer prompt tokens in front of a picture that is still to come wait for it.",
+    )
     max_context_tokens: int = Field(0, ge=0, description="Prompt and answer together; 0: what the model was made for.")
     enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
     tensor_parallel: int = Field(
