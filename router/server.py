@@ -11,6 +11,7 @@ from typing import Protocol
 
 from router.api.client_ports import ClientPorts
 from router.control.controller import Controller, Progress
+from router.control.detached.remote_controller import Handle, RemoteController
 from router.control.launcher import Launcher
 from router.control.membership import Membership
 from router.control.scaling.figures import ActorFigures
@@ -38,6 +39,10 @@ class ActorCluster(Protocol):
         """Makes actors there."""
         ...
 
+    def controller(self, config: DeploymentConfig) -> Handle:
+        """Finds or makes the controller that is an actor of its own (control.detached)."""
+        ...
+
     def end_at_once(self) -> None:
         """Ends by force what would stay behind when this process exits now."""
         ...
@@ -57,9 +62,12 @@ class RouterServer:
         membership = Membership()
         self._channels = ChannelPool(config.limits.max_message_bytes, StageTls.from_config(config.security.stages))
         self.dispatcher = Dispatcher(config, name, folder, membership, self._channels)
-        self.controller = Controller(
-            config, cluster.launcher(config, self._channels), membership, load_of=self.dispatcher.load_of
-        )
+        self.controller: Controller | RemoteController
+        if config.control.detached:
+            self.controller = RemoteController(cluster.controller(config), membership, self._channels)
+        else:
+            launcher = cluster.launcher(config, self._channels)
+            self.controller = Controller(config, launcher, membership, load_of=self.dispatcher.load_of)
         self.first = FirstProcess(config, membership) if config.router.processes > 1 else None
         self._ports = ClientPorts(
             config,

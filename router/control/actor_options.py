@@ -10,6 +10,8 @@ from router.control.membership import StageName
 from triptych.config import ActorSection, DeploymentConfig, LanguageSection, Mode
 from triptych.switch import SWITCH
 
+# What Ray itself takes of the resource that stands for a type of GPU, so that any number of actors may.
+ACCELERATOR_SHARE = 0.001
 # Set where the controller runs, these count for its actors too: not every host lets NCCL use NVLink multicast.
 PASSED_ON = ("NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST")
 
@@ -41,13 +43,18 @@ def actor_options(
 ) -> dict[str, Any]:
     """Keyword arguments of `.options(...)`. Ray never restarts an actor: the controller replaces it by a new one."""
     section = actor_section(config, stage)
-    return {
+    options: dict[str, Any] = {
         "num_cpus": section.num_cpus,
         "num_gpus": section.num_gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
         "runtime_env": {"env_vars": actor_environment(config, stage, environment)},
     }
+    if section.accelerator_type:
+        options["accelerator_type"] = section.accelerator_type
+    if section.labels:
+        options["label_selector"] = dict(section.labels)
+    return options
 
 
 def num_ranks(config: DeploymentConfig, stage: StageName) -> int:
@@ -60,8 +67,15 @@ def rank_bundle(config: DeploymentConfig, stage: StageName) -> dict[str, float]:
     """What each process of an actor holds, as a bundle of its placement group."""
     section = actor_section(config, stage)
     needs = {"CPU": section.num_cpus, "GPU": section.num_gpus}
+    if section.accelerator_type:
+        needs[accelerator_resource(section.accelerator_type)] = ACCELERATOR_SHARE
     # Ray refuses a bundle that names a resource and wants none of it.
     return {name: need for name, need in needs.items() if need > 0}
+
+
+def accelerator_resource(accelerator_type: str) -> str:
+    """The resource that Ray gives nodes with such a GPU."""
+    return f"accelerator_type:{accelerator_type}"
 
 
 def placement_strategy(config: DeploymentConfig, stage: StageName) -> str:

@@ -15,6 +15,7 @@ import ray
 
 from router.control.actor_options import logical_cpus, needed_gpus
 from router.control.cluster_probe import named_address, probe_cluster
+from router.control.detached.controller_handle import ControllerHandle
 from router.control.orphan_guard import OrphanGuard, end_local_cluster
 from router.control.ray_launcher import RayLauncher
 from triptych.config import ControlSection, DeploymentConfig
@@ -58,6 +59,10 @@ class Cluster:
     def launcher(self, config: DeploymentConfig, channels: ChannelPool) -> RayLauncher:
         """Makes actors in this cluster. In a local one they listen on the loopback address only."""
         return RayLauncher(config, channels, host=LOOPBACK if self.is_local else "")
+
+    def controller(self, config: DeploymentConfig) -> ControllerHandle:
+        """Finds or makes the controller that lives on when this process ends."""
+        return ControllerHandle(config, host=LOOPBACK if self.is_local else "")
 
     def close(self) -> None:
         """Disconnects; a local cluster's processes end. Idempotent."""

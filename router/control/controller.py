@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from router.control.backoff import Backoff
-from router.control.launcher import Launcher
+from router.control.launcher import ActorProcess, Launcher
 from router.control.membership import Membership, StageName
-from router.control.plan import Action, Discard, Drain, Launch, Phase, check_scale, plan, wanted_actors
+from router.control.plan import Action, Discard, Drain, Launch, Phase, check_move, check_scale, plan, wanted_actors
 from router.control.scaling.context import ActorCounts
 from router.control.supervised_actor import SupervisedActor
+from router.control.wanted_store import Wanted, WantedStore
 from triptych.config import DeploymentConfig
-from triptych.errors import ConfigurationError, DeadlineExceeded, ModelError, TriptychError
+from triptych.errors import ConfigurationError, DeadlineExceeded, InvalidRequest, ModelError, TriptychError
 from triptych.v1 import admin_pb2
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ Progress = Callable[[Sequence[admin_pb2.StageStatus]], None]
 class Controller:
     """Creates, watches, replaces and drains actors. Lives on one event loop; the only writer of `membership`.
 
-    `load_of(actor_id)` says how busy an actor is, so that the idle ones are taken away first.
+    `load_of(actor_id)` says how busy an actor is, so that the idle ones are taken away first. `store` keeps what is
+    wanted beyond this controller's end.
     """
 
     def __init__(
@@ -42,14 +44,17 @@ class Controller:
         *,
         load_of: Callable[[str], int] = lambda actor_id: 0,
         clock: Callable[[], float] = time.monotonic,
+        store: WantedStore | None = None,
     ) -> None:
         self._config = config
         self._launcher = launcher
         self._membership = membership
         self._load_of = load_of
         self._clock = clock
-        self._wanted = wanted_actors(config)
-        self._pinned: set[StageName] = set()
+        self._store = store if store is not None else WantedStore()
+        known = self._store.load()
+        self._wanted = dict(known.actors) if known is not None else wanted_actors(config)
+        self._pinned: set[StageName] = set(known.pinned) if known is not None else set()
         self._start_s: dict[StageName, float] = {}
         self._actors: dict[int, SupervisedActor] = {}
         self._launched = 0
@@ -58,15 +63,21 @@ class Controller:
         self._changed = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
+        self._on_published: Callable[[], None] = lambda: None
 
     async def start(self, progress: Progress | None = None) -> None:
         """Returns when every stage has its actors. Raises the reason when a stage can't start; then call `stop`."""
         self._progress = progress
-        self._membership.on_lost(self._on_lost)
-        self._loop_task = asyncio.get_running_loop().create_task(self._reconcile_forever())
+        await self.begin()
         for stage in StageName:
             await self._wait_until_reached(stage)
         self._progress = None
+
+    async def begin(self) -> None:
+        """Takes over what an earlier controller left, and reconciles from then on."""
+        self._membership.on_lost(self._on_lost)
+        await self._adopt()
+        self._loop_task = asyncio.get_running_loop().create_task(self._reconcile_forever())
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Ends every actor: politely for `grace_s`, then by force. Work that still runs is lost. Idempotent."""
@@ -97,14 +108,49 @@ class Controller:
                 ready = len(self._in_phase(stage, Phase.READY))
                 raise DeadlineExceeded(
                     f"{ready} of {num_actors} {stage} actors ready after {timeout_s:.3g} s"
-                    f"{self._obstacle_text(stage)}; {num_actors} stay wanted",
+                    + (f"; {obstacle}" if (obstacle := self._obstacle(stage)) else "")
+                    + f"; {num_actors} stay wanted",
                     field="num_actors",
                 ) from None
         return self._status(stage)
 
+    async def move(
+        self, from_stage: StageName, to_stage: StageName, actor_id: str = "", *, is_automatic: bool = False
+    ) -> str:
+        """Has a ready actor of `from_stage`, the least busy one or a named one, take work of `to_stage`; its id there.
+
+        Unless `is_automatic` policies leave both stages alone from now on, until `unpin`.
+
+        Raises InvalidRequest when no request could be answered then or there is no such actor, and what keeps the
+        actor from it. Both stages are wanted as before then.
+        """
+        check_move(self._config.mode, self._wanted, from_stage, to_stage)
+        ready = [actor for actor in self._in_phase(from_stage, Phase.READY) if actor_id in ("", actor.actor_id)]
+        if not ready:
+            raise InvalidRequest(
+                f"no ready actor {actor_id or ''} in stage {from_stage}".replace("  ", " "), field="actor_id"
+            )
+        actor = min(ready, key=lambda actor: self._load_of(actor.actor_id))
+        logger.info("%s moves from stage %s to %s", actor.actor_id, from_stage, to_stage)
+        if not is_automatic:
+            self._pinned.update((from_stage, to_stage))
+        self._shift_wanted(from_stage, to_stage)
+        actor.begin_move(to_stage)
+        # At once: nothing new is to be sent there that it would have to refuse.
+        self._publish()
+        try:
+            await actor.finish_move()
+        except BaseException:
+            self._shift_wanted(to_stage, from_stage)
+            raise
+        finally:
+            self._publish()
+        return actor.actor_id
+
     def set_wanted(self, stage: StageName, num_actors: int) -> None:
         """What the scaling policy decided, within its bounds."""
         self._wanted[stage] = num_actors
+        self._remember()
         self._wake.set()
 
     def is_pinned(self, stage: StageName) -> bool:
@@ -114,6 +160,7 @@ class Controller:
     def unpin(self, stage: StageName) -> None:
         """Gives the stage back to the scaling policy."""
         self._pinned.discard(stage)
+        self._remember()
 
     def counts(self, stage: StageName) -> ActorCounts:
         """The actors of a stage, by what they are doing."""
@@ -132,6 +179,35 @@ class Controller:
         """Why the last actor of `stage` did not start; None once one started."""
         failures = self._backoff.failures(stage)
         return failures.error if failures is not None else None
+
+    def is_hopeless(self, stage: StageName) -> bool:
+        """Whether another start of `stage` is of little use: what the configuration or the checkpoint got wrong, it
+        gets wrong again."""
+        failures = self._backoff.failures(stage)
+        return failures is not None and (
+            failures.count >= START_ATTEMPTS or isinstance(failures.error, ConfigurationError | ModelError)
+        )
+
+    def on_published(self, callback: Callable[[], None]) -> None:
+        """Calls `callback()` whenever `topology` may have changed."""
+        self._on_published = callback
+
+    async def _adopt(self) -> None:
+        """Before anything is published: routers would take actors that are not in it yet for lost."""
+        for stage, process in self._launcher.running():
+            self._add(stage, process, lambda error: None)
+        deadline_s = self._clock() + self._config.control.health_timeout_s
+        # Those that serve answer at once; those that still start are waited for by `look_after` like any other.
+        while any(actor.phase is Phase.STARTING for actor in self._actors.values()) and self._clock() < deadline_s:
+            await self._rest()
+
+    def _shift_wanted(self, from_stage: StageName, to_stage: StageName) -> None:
+        self._wanted[from_stage] -= 1
+        self._wanted[to_stage] += 1
+        self._remember()
+
+    def _remember(self) -> None:
+        self._store.save(Wanted(dict(self._wanted), frozenset(self._pinned)))
 
     async def _reconcile_forever(self) -> None:
         while True:
@@ -161,20 +237,24 @@ class Controller:
     def _act(self, action: Action) -> None:
         match action:
             case Launch(stage):
-                self._launched += 1
-                self._actors[self._launched] = SupervisedActor(
-                    self._launched,
-                    stage,
-                    self._launcher.launch(stage),
-                    self._config.control,
-                    self._clock,
-                    on_started=partial(self._note_start, stage, self._clock()),
-                    on_change=self._wake.set,
-                )
+                self._add(stage, self._launcher.launch(stage), partial(self._note_start, stage, self._clock()))
             case Drain(number):
                 self._actors[number].drain()
             case Discard(number):
                 self._actors[number].discard()
+
+    def _add(self, stage: StageName, process: ActorProcess, on_started: Callable[[TriptychError | None], None]) -> None:
+        self._launched += 1
+        self._actors[self._launched] = SupervisedActor(
+            self._launched,
+            stage,
+            process,
+            self._config.control,
+            self._clock,
+            on_started=on_started,
+            on_change=self._wake.set,
+            lacking=partial(self._launcher.lacking, stage),
+        )
 
     def _publish(self) -> None:
         members = [member for actor in self._actors.values() if (member := actor.member()) is not None]
@@ -186,6 +266,7 @@ class Controller:
         self._changed = asyncio.Event()
         if self._progress is not None:
             self._progress(self.topology())
+        self._on_published()
 
     async def _rest(self) -> None:
         try:
@@ -207,28 +288,29 @@ class Controller:
         return num_actors == len(self._membership.members(stage)) == self._wanted[stage]
 
     def _raise_if_hopeless(self, stage: StageName) -> None:
-        failures = self._backoff.failures(stage)
-        if failures is None:
-            return
-        error = failures.error
-        # What the configuration or the checkpoint got wrong, another try gets wrong again.
-        if failures.count >= START_ATTEMPTS or isinstance(error, ConfigurationError | ModelError):
+        error = self.start_failure(stage)
+        if error is not None and self.is_hopeless(stage):
             raise error
 
     def _in_phase(self, stage: StageName, phase: Phase) -> list[SupervisedActor]:
         return [actor for actor in self._actors.values() if actor.stage is stage and actor.phase is phase]
 
-    def _obstacle_text(self, stage: StageName) -> str:
+    def _obstacle(self, stage: StageName) -> str:
         """Why the wanted actors are not there, where that is known."""
         error = self.start_failure(stage)
         missing = self._launcher.lacking(stage)
-        return (f"; the cluster lacks {missing}" if missing else "") + (
-            f"; the last start failed: {error}" if error is not None else ""
-        )
+        parts = (missing and f"the cluster lacks {missing}", error and f"the last start failed: {error}")
+        return "; ".join(str(part) for part in parts if part)
 
     def _status(self, stage: StageName) -> admin_pb2.StageStatus:
-        actors = [actor.status() for actor in self._actors.values() if actor.stage is stage]
-        return admin_pb2.StageStatus(stage=stage.to_proto(), wanted_actors=self._wanted[stage], actors=actors)
+        actors = [actor for actor in self._actors.values() if actor.stage is stage]
+        is_short = any(actor.waits_for_place for actor in actors) or self._backoff.failures(stage) is not None
+        return admin_pb2.StageStatus(
+            stage=stage.to_proto(),
+            wanted_actors=self._wanted[stage],
+            actors=[actor.status() for actor in actors],
+            obstacle=self._obstacle(stage) if is_short else "",
+        )
 
     def _on_lost(self, actor_id: str) -> None:
         for actor in self._actors.values():

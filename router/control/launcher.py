@@ -20,10 +20,17 @@ class Health(Enum):
 
 
 class ActorProcess(Protocol):
-    """One actor from its launch to its end. Never started twice: a replacement is another process."""
+    """One actor from its launch to its end. Never started twice: a replacement is another process.
+
+    Of an actor that an earlier controller made `start` answers at once when it serves already.
+    """
+
+    async def place(self) -> None:
+        """Waits until the actor has a place and its process runs; raises TriptychError when it never will."""
+        ...
 
     async def start(self) -> admin_pb2.ActorInfo:
-        """Waits until the actor serves; raises TriptychError saying why it does not."""
+        """Waits until the actor serves; raises TriptychError saying why it does not. After `place`."""
         ...
 
     async def check(self, timeout_s: float) -> Health:
@@ -32,6 +39,13 @@ class ActorProcess(Protocol):
 
     async def drain(self, timeout_s: float) -> bool:
         """Lets the actor finish its work; False when work was left. Raises Unavailable when it died meanwhile."""
+        ...
+
+    async def move(self, stage: StageName, drain_s: float) -> admin_pb2.ActorInfo:
+        """Has the actor take work of another stage, and answers when it does; what it has may go on for `drain_s`.
+
+        Raises FailedPrecondition or InvalidRequest when it can't (it stays as it is), Unavailable when it died.
+        """
         ...
 
     async def stop(self, grace_s: float) -> None:
@@ -44,6 +58,10 @@ class Launcher(Protocol):
 
     def launch(self, stage: StageName) -> ActorProcess:
         """Creates an actor of `stage`, and returns before it is started."""
+        ...
+
+    def running(self) -> list[tuple[StageName, ActorProcess]]:
+        """Actors that an earlier controller left, whatever they do; each with the stage that it was launched for."""
         ...
 
     def lacking(self, stage: StageName) -> str:

@@ -9,15 +9,17 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from router.control.launcher import Health
+from router.control.membership import StageName
 from router.control.ray_process import RayProcess
 from triptych.rpc.channels import ChannelPool
-from triptych.v1 import admin_pb2
+from triptych.rpc.status import rpc_errors
+from triptych.v1 import admin_pb2, admin_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 
 class RayActor:
-    """`create` asks Ray for the process; that is done by `start`."""
+    """`create` asks Ray for the process, or finds one that is there already; that is done by `place`."""
 
     def __init__(self, create: Callable[[], RayProcess], channels: ChannelPool) -> None:
         self._create = create
@@ -25,9 +27,14 @@ class RayActor:
         self._process: RayProcess | None = None
         self._endpoint = ""
 
-    async def start(self) -> admin_pb2.ActorInfo:
-        """Creates the actor and waits until it serves. Raises the actor's own error, or Unavailable when it died."""
+    async def place(self) -> None:
+        """Creates the actor and waits until its process runs. Raises Unavailable when that died."""
         self._process = self._create()
+        await self._process.call("ping")
+
+    async def start(self) -> admin_pb2.ActorInfo:
+        """Waits until it serves. Raises the actor's own error, or Unavailable when it died."""
+        assert self._process is not None
         info = admin_pb2.ActorInfo.FromString(await self._process.call("start"))
         self._endpoint = info.endpoint
         return info
@@ -45,6 +52,10 @@ class RayActor:
         assert self._process is not None
         return bool(await self._process.call("drain", timeout_s))
 
+    async def move(self, stage: StageName, drain_s: float) -> admin_pb2.ActorInfo:
+        """Asks the actor, over gRPC, to take another role."""
+        return await set_role(self._channels, self._endpoint, stage, drain_s)
+
     async def stop(self, grace_s: float) -> None:
         """Politely for `grace_s`, then by force."""
         process, self._process = self._process, None
@@ -53,6 +64,15 @@ class RayActor:
         await process.stop(grace_s)
         if self._endpoint:
             await self._channels.drop(self._endpoint)
+
+
+async def set_role(channels: ChannelPool, endpoint: str, stage: StageName, drain_s: float) -> admin_pb2.ActorInfo:
+    """What the actor at `endpoint` says of itself once it takes work of `stage`; raises what keeps it from that."""
+    stub = admin_pb2_grpc.AdminServiceStub(channels.get(endpoint))
+    request = admin_pb2.SetRoleRequest(stage=stage.to_proto(), drain_s=drain_s)
+    with rpc_errors(f"the actor at {endpoint}"):
+        response: admin_pb2.SetRoleResponse = await stub.SetRole(request)
+    return response.info
 
 
 async def is_serving(channels: ChannelPool, endpoint: str, timeout_s: float) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from router.control.launcher import Health
-from router.control.ray_actor import is_serving
+from router.control.membership import StageName
+from router.control.ray_actor import is_serving, set_role
 from router.control.ray_process import RayProcess
 from triptych.errors import TriptychError, Unavailable
 from triptych.rpc.channels import ChannelPool
@@ -21,32 +22,32 @@ logger = logging.getLogger(__name__)
 # When one process of a group fails to start, the others fail for want of it; so long they get to say what it was.
 _CAUSE_WAIT_S = 1.0
 
+Reserve = Callable[[], PlacementGroup]
+"""Room for all ranks, or the room that they have already."""
 CreateRank = Callable[[int, PlacementGroup], RayProcess]
 """The process of a rank, in its bundle of the placement group."""
 
 
 class RayActorGroup:
-    """The leader, rank 0, serves; the followers compute with it. They start, live and end as a whole.
+    """The leader, rank 0, serves; the followers compute with it. They start, live and end as a whole."""
 
-    bundles: what each rank needs of the cluster; strategy: Ray's word for how they are spread over nodes.
-    """
-
-    def __init__(
-        self, create: CreateRank, bundles: Sequence[Mapping[str, float]], strategy: str, channels: ChannelPool
-    ) -> None:
+    def __init__(self, reserve: Reserve, create: CreateRank, size: int, channels: ChannelPool) -> None:
+        self._reserve = reserve
         self._create = create
-        self._bundles = bundles
-        self._strategy = strategy
+        self._size = size
         self._channels = channels
         self._placement: PlacementGroup | None = None
         self._processes: list[RayProcess] = []
         self._endpoint = ""
 
-    async def start(self) -> admin_pb2.ActorInfo:
-        """Waits for room for all ranks, then until they serve together. Raises what kept one of them from it."""
-        self._placement = placement = placement_group([dict(bundle) for bundle in self._bundles], self._strategy)
+    async def place(self) -> None:
+        """Waits for room for all ranks."""
+        self._placement = placement = self._reserve()
         await placement.ready()
-        self._processes = [self._create(rank, placement) for rank in range(len(self._bundles))]
+        self._processes = [self._create(rank, placement) for rank in range(self._size)]
+
+    async def start(self) -> admin_pb2.ActorInfo:
+        """Waits until all ranks serve together. Raises what kept one of them from it."""
         leader, *followers = self._processes
         rendezvous = await leader.call("rendezvous")
         starts = [leader.call("start"), *(follower.call("start", rendezvous) for follower in followers)]
@@ -67,6 +68,10 @@ class RayActorGroup:
     async def drain(self, timeout_s: float) -> bool:
         """Asks the leader to finish its work; False when the deadline came first."""
         return bool(await self._processes[0].call("drain", timeout_s))
+
+    async def move(self, stage: StageName, drain_s: float) -> admin_pb2.ActorInfo:
+        """Asks the leader to take another role; the followers compute what it says in any."""
+        return await set_role(self._channels, self._endpoint, stage, drain_s)
 
     async def stop(self, grace_s: float) -> None:
         """The leader's own `stop` ends its followers in order; then all processes are ended, and their place is given

@@ -24,6 +24,8 @@ CHECKS_PER_HEALTH_TIMEOUT = 5
 _STATES = {
     Phase.STARTING: admin_pb2.ACTOR_STATE_STARTING,
     Phase.READY: admin_pb2.ACTOR_STATE_READY,
+    # Routers place nothing on it until it is in its new stage; what they have there goes on.
+    Phase.MOVING: admin_pb2.ACTOR_STATE_DRAINING,
     Phase.DRAINING: admin_pb2.ACTOR_STATE_DRAINING,
     Phase.LOST: admin_pb2.ACTOR_STATE_LOST,
     Phase.ENDED: admin_pb2.ACTOR_STATE_LOST,
@@ -33,7 +35,8 @@ _STATES = {
 class SupervisedActor:
     """Never blocks the controller: each of its operations is a task, which calls `on_change()` when something is new.
 
-    `on_started(error)` is called once, when the start succeeded (None) or failed.
+    `on_started(error)` is called once, when the start succeeded (None) or failed. `lacking()` says what the cluster
+    lacks for one more actor.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class SupervisedActor:
         clock: Callable[[], float],
         on_started: Callable[[TriptychError | None], None],
         on_change: Callable[[], None],
+        lacking: Callable[[], str] = str,
     ) -> None:
         self.number = number
         self.stage = stage
@@ -55,6 +59,8 @@ class SupervisedActor:
         self._clock = clock
         self._on_started = on_started
         self._on_change = on_change
+        self._lacking = lacking
+        self._is_placed = False
         self._member: Member | None = None
         self._answered_at_s = self._check_due_s = clock()
         self._check: asyncio.Task[None] | None = None
@@ -66,9 +72,14 @@ class SupervisedActor:
         """The incarnation id; empty until the actor is ready."""
         return self._member.actor_id if self._member is not None else ""
 
+    @property
+    def waits_for_place(self) -> bool:
+        """Whether the cluster has not begun its process yet."""
+        return self.phase is Phase.STARTING and not self._is_placed
+
     def member(self) -> Member | None:
         """What the dispatcher may know of it; None while it starts and after it was lost."""
-        if self._member is None or self.phase not in (Phase.READY, Phase.DRAINING):
+        if self._member is None or self.phase not in (Phase.READY, Phase.MOVING, Phase.DRAINING):
             return None
         return replace(self._member, state=_STATES[self.phase])
 
@@ -89,6 +100,30 @@ class SupervisedActor:
         """Begins a check when one is due."""
         if self.phase is Phase.READY and self._check is None and self._clock() >= self._check_due_s:
             self._check = self._spawn(self._ask())
+
+    def begin_move(self, stage: StageName) -> None:
+        """Counts as one of `stage` from now on, and takes no new work until `finish_move` is done."""
+        self.stage = stage
+        self._set_phase(Phase.MOVING)
+
+    async def finish_move(self) -> None:
+        """Returns when it takes work of its new stage; raises the reason when it stays in the one before."""
+        assert self._member is not None
+        try:
+            async with asyncio.timeout(self._control.start_timeout_s):
+                info = await self._process.move(self.stage, self._control.drain_timeout_s)
+            self._member = Member.from_info(info)
+            logger.info("%s is ready in stage %s at %s", self.actor_id, self.stage, self._member.endpoint)
+        except TimeoutError:
+            raise Unavailable(
+                f"not in stage {self.stage} within control.start_timeout_s={self._control.start_timeout_s:g}",
+                field="control.start_timeout_s",
+            ) from None
+        finally:
+            self.stage = self._member.stage
+            if self.phase is Phase.MOVING:
+                self._answered_at_s = self._check_due_s = self._clock()
+                self._set_phase(Phase.READY)
 
     def drain(self) -> None:
         """Take it away: finish its work, then end. One that still starts ends at once."""
@@ -115,15 +150,10 @@ class SupervisedActor:
         self.phase = Phase.ENDED
 
     async def _start(self) -> None:
-        timeout_s = self._control.start_timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                info = await self._process.start()
+            await self._place()
+            info = await self._begin()
             self._member = Member.from_info(info)
-        except TimeoutError:
-            await self._fail(
-                Unavailable(f"not ready within control.start_timeout_s={timeout_s:g}", field="control.start_timeout_s")
-            )
         except TriptychError as error:
             await self._fail(error)
         except Exception as error:
@@ -132,8 +162,37 @@ class SupervisedActor:
         else:
             self._on_started(None)
             self._answered_at_s = self._check_due_s = self._clock()
+            # One that an earlier controller made may have another role by now, or be on its way out.
+            self.stage = self._member.stage
+            if info.state == admin_pb2.ACTOR_STATE_DRAINING:
+                self.drain()
+                return
             logger.info("%s is ready at %s", self.actor_id, self._member.endpoint)
             self._set_phase(Phase.READY)
+
+    async def _place(self) -> None:
+        timeout_s = self._control.placement_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._process.place()
+        except TimeoutError:
+            missing = self._lacking()
+            raise Unavailable(
+                f"no place within control.placement_timeout_s={timeout_s:g}"
+                + (f": the cluster lacks {missing}" if missing else ""),
+                field="control.placement_timeout_s",
+            ) from None
+        self._is_placed = True
+
+    async def _begin(self) -> admin_pb2.ActorInfo:
+        timeout_s = self._control.start_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._process.start()
+        except TimeoutError:
+            raise Unavailable(
+                f"not ready within control.start_timeout_s={timeout_s:g}", field="control.start_timeout_s"
+            ) from None
 
     async def _fail(self, error: TriptychError) -> None:
         logger.warning("an actor of stage %s did not start: %s", self.stage, error)

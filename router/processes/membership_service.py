@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -23,16 +23,19 @@ class MembershipService(router_pb2_grpc.MembershipServiceServicer):  # type: ign
     Every change is sent by itself: only so a process sees that an actor which it had reported lost went and came back.
     """
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: Membership, stages: Callable[[], list[router_pb2.StageView]] = list) -> None:
+        """`stages` says what the views tell of them; call `publish` when that changed."""
         self._membership = membership
+        self._stages = stages
+        self._published: router_pb2.WatchResponse | None = None
         self._is_serving = False
         self._watchers: set[asyncio.Queue[router_pb2.WatchResponse]] = set()
-        membership.on_change(self._publish)
+        membership.on_change(self.publish)
 
     def set_serving(self, is_serving: bool) -> None:
         """What clients of the other processes are told from now on."""
         self._is_serving = is_serving
-        self._publish()
+        self.publish()
 
     async def Watch(
         self, request: router_pb2.WatchRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -55,12 +58,16 @@ class MembershipService(router_pb2_grpc.MembershipServiceServicer):  # type: ign
         self._membership.report_lost(request.actor_id)
         return router_pb2.ReportLostResponse()
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Sends the view to all who watch, if it is another one than before."""
         view = self._view()
+        if view == self._published:
+            return
+        self._published = view
         for unread in self._watchers:
             if unread.qsize() <= _MAX_UNREAD_VIEWS:
                 unread.put_nowait(view)
 
     def _view(self) -> router_pb2.WatchResponse:
         actors = [info_of(member) for member in self._membership.all_members()]
-        return router_pb2.WatchResponse(actors=actors, is_serving=self._is_serving)
+        return router_pb2.WatchResponse(actors=actors, is_serving=self._is_serving, stages=self._stages())

@@ -23,29 +23,38 @@ _sym_db = _symbol_database.Default()
 
 
 from triptych.v1 import admin_pb2 as triptych_dot_v1_dot_admin__pb2
+from triptych.v1 import common_pb2 as triptych_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/router.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/admin.proto\"\x0e\n\x0cWatchRequest\"K\n\rWatchResponse\x12&\n\x06\x61\x63tors\x18\x01 \x03(\x0b\x32\x16.triptych.v1.ActorInfo\x12\x12\n\nis_serving\x18\x02 \x01(\x08\"%\n\x11ReportLostRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\"\x14\n\x12ReportLostResponse\"\x13\n\x11GetMetricsRequest\"\"\n\x12GetMetricsResponse\x12\x0c\n\x04page\x18\x01 \x01(\x0c\x32\xa4\x01\n\x11MembershipService\x12@\n\x05Watch\x12\x19.triptych.v1.WatchRequest\x1a\x1a.triptych.v1.WatchResponse0\x01\x12M\n\nReportLost\x12\x1e.triptych.v1.ReportLostRequest\x1a\x1f.triptych.v1.ReportLostResponse2_\n\x0eMetricsService\x12M\n\nGetMetrics\x12\x1e.triptych.v1.GetMetricsRequest\x1a\x1f.triptych.v1.GetMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/router.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/admin.proto\x1a\x18triptych/v1/common.proto\"\x0e\n\x0cWatchRequest\"s\n\rWatchResponse\x12&\n\x06\x61\x63tors\x18\x01 \x03(\x0b\x32\x16.triptych.v1.ActorInfo\x12\x12\n\nis_serving\x18\x02 \x01(\x08\x12&\n\x06stages\x18\x03 \x03(\x0b\x32\x16.triptych.v1.StageView\"\x85\x01\n\tStageView\x12(\n\x06status\x18\x01 \x01(\x0b\x32\x18.triptych.v1.StageStatus\x12\x11\n\tis_pinned\x18\x02 \x01(\x08\x12\x0f\n\x07start_s\x18\x03 \x01(\x01\x12\x15\n\rstart_failure\x18\x04 \x01(\t\x12\x13\n\x0bis_hopeless\x18\x05 \x01(\x08\"I\n\x10SetWantedRequest\x12!\n\x05stage\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x12\n\nnum_actors\x18\x02 \x01(\r\"\x13\n\x11SetWantedResponse\"%\n\x11ReportLostRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\t\"\x14\n\x12ReportLostResponse\"\x13\n\x11GetMetricsRequest\"\"\n\x12GetMetricsResponse\x12\x0c\n\x04page\x18\x01 \x01(\x0c\x32\xa4\x01\n\x11MembershipService\x12@\n\x05Watch\x12\x19.triptych.v1.WatchRequest\x1a\x1a.triptych.v1.WatchResponse0\x01\x12M\n\nReportLost\x12\x1e.triptych.v1.ReportLostRequest\x1a\x1f.triptych.v1.ReportLostResponse2_\n\x11\x43ontrollerService\x12J\n\tSetWanted\x12\x1d.triptych.v1.SetWantedRequest\x1a\x1e.triptych.v1.SetWantedResponse2_\n\x0eMetricsService\x12M\n\nGetMetrics\x12\x1e.triptych.v1.GetMetricsRequest\x1a\x1f.triptych.v1.GetMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WATCHREQUEST']._serialized_start=66
-  _globals['_WATCHREQUEST']._serialized_end=80
-  _globals['_WATCHRESPONSE']._serialized_start=82
-  _globals['_WATCHRESPONSE']._serialized_end=157
-  _globals['_REPORTLOSTREQUEST']._serialized_start=159
-  _globals['_REPORTLOSTREQUEST']._serialized_end=196
-  _globals['_REPORTLOSTRESPONSE']._serialized_start=198
-  _globals['_REPORTLOSTRESPONSE']._serialized_end=218
-  _globals['_GETMETRICSREQUEST']._serialized_start=220
-  _globals['_GETMETRICSREQUEST']._serialized_end=239
-  _globals['_GETMETRICSRESPONSE']._serialized_start=241
-  _globals['_GETMETRICSRESPONSE']._serialized_end=275
-  _globals['_MEMBERSHIPSERVICE']._serialized_start=278
-  _globals['_MEMBERSHIPSERVICE']._serialized_end=442
-  _globals['_METRICSSERVICE']._serialized_start=444
-  _globals['_METRICSSERVICE']._serialized_end=539
+  _globals['_WATCHREQUEST']._serialized_start=92
+  _globals['_WATCHREQUEST']._serialized_end=106
+  _globals['_WATCHRESPONSE']._serialized_start=108
+  _globals['_WATCHRESPONSE']._serialized_end=223
+  _globals['_STAGEVIEW']._serialized_start=226
+  _globals['_STAGEVIEW']._serialized_end=359
+  _globals['_SETWANTEDREQUEST']._serialized_start=361
+  _globals['_SETWANTEDREQUEST']._serialized_end=434
+  _globals['_SETWANTEDRESPONSE']._serialized_start=436
+  _globals['_SETWANTEDRESPONSE']._serialized_end=455
+  _globals['_REPORTLOSTREQUEST']._serialized_start=457
+  _globals['_REPORTLOSTREQUEST']._serialized_end=494
+  _globals['_REPORTLOSTRESPONSE']._serialized_start=496
+  _globals['_REPORTLOSTRESPONSE']._serialized_end=516
+  _globals['_GETMETRICSREQUEST']._serialized_start=518
+  _globals['_GETMETRICSREQUEST']._serialized_end=537
+  _globals['_GETMETRICSRESPONSE']._serialized_start=539
+  _globals['_GETMETRICSRESPONSE']._serialized_end=573
+  _globals['_MEMBERSHIPSERVICE']._serialized_start=576
+  _globals['_MEMBERSHIPSERVICE']._serialized_end=740
+  _globals['_CONTROLLERSERVICE']._serialized_start=742
+  _globals['_CONTROLLERSERVICE']._serialized_end=837
+  _globals['_METRICSSERVICE']._serialized_start=839
+  _globals['_METRICSSERVICE']._serialized_end=934
 # @@protoc_insertion_point(module_scope)

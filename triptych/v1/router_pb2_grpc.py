@@ -26,9 +26,10 @@ if _version_not_supported:
 
 
 class MembershipServiceStub(object):
-    """What the processes of one router tell one another, over Unix sockets in a folder that only their user may enter.
+    """What the processes of one router tell one another, over Unix sockets in a folder that only their user may enter; and
+    what a controller that is an actor of its own and its router tell each other, over the stages' (mutual TLS) ports.
 
-    Served by the first process, which runs the controller.
+    Served by the first process, or by the controller where it is an actor of its own.
     """
 
     def __init__(self, channel):
@@ -50,9 +51,10 @@ class MembershipServiceStub(object):
 
 
 class MembershipServiceServicer(object):
-    """What the processes of one router tell one another, over Unix sockets in a folder that only their user may enter.
+    """What the processes of one router tell one another, over Unix sockets in a folder that only their user may enter; and
+    what a controller that is an actor of its own and its router tell each other, over the stages' (mutual TLS) ports.
 
-    Served by the first process, which runs the controller.
+    Served by the first process, or by the controller where it is an actor of its own.
     """
 
     def Watch(self, request, context):
@@ -90,9 +92,10 @@ def add_MembershipServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MembershipService(object):
-    """What the processes of one router tell one another, over Unix sockets in a folder that only their user may enter.
+    """What the processes of one router tell one another, over Unix sockets in a folder that only their user may enter; and
+    what a controller that is an actor of its own and its router tell each other, over the stages' (mutual TLS) ports.
 
-    Served by the first process, which runs the controller.
+    Served by the first process, or by the controller where it is an actor of its own.
     """
 
     @staticmethod
@@ -139,6 +142,82 @@ class MembershipService(object):
             '/triptych.v1.MembershipService/ReportLost',
             triptych_dot_v1_dot_router__pb2.ReportLostRequest.SerializeToString,
             triptych_dot_v1_dot_router__pb2.ReportLostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ControllerServiceStub(object):
+    """Served by a controller that is an actor of its own.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.SetWanted = channel.unary_unary(
+                '/triptych.v1.ControllerService/SetWanted',
+                request_serializer=triptych_dot_v1_dot_router__pb2.SetWantedRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_router__pb2.SetWantedResponse.FromString,
+                _registered_method=True)
+
+
+class ControllerServiceServicer(object):
+    """Served by a controller that is an actor of its own.
+    """
+
+    def SetWanted(self, request, context):
+        """What the scaling policy decided; a stage that an operator scaled is left as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ControllerServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'SetWanted': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetWanted,
+                    request_deserializer=triptych_dot_v1_dot_router__pb2.SetWantedRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_router__pb2.SetWantedResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'triptych.v1.ControllerService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('triptych.v1.ControllerService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ControllerService(object):
+    """Served by a controller that is an actor of its own.
+    """
+
+    @staticmethod
+    def SetWanted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.ControllerService/SetWanted',
+            triptych_dot_v1_dot_router__pb2.SetWantedRequest.SerializeToString,
+            triptych_dot_v1_dot_router__pb2.SetWantedResponse.FromString,
             options,
             channel_credentials,
             insecure,
