@@ -186,6 +186,11 @@ class _NoScaler:
     async def scale(self, stage: StageName, num_actors: int, *, wait: bool, timeout_s: float) -> admin_pb2.StageStatus:
         raise Unavailable("this system has no controller: add actors by hand")
 
+    async def move(
+        self, from_stage: StageName, to_stage: StageName, actor_id: str = "", *, is_automatic: bool = False
+    ) -> str:
+        raise Unavailable("this system has no controller: move actors by hand")
+
     def unpin(self, stage: StageName) -> None:
         raise Unavailable("this system has no controller: add actors by hand")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,20 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
         status = await self._scaler.scale(stage, request.num_actors, wait=request.wait, timeout_s=timeout_s)
         return admin_pb2.ScaleResponse(status=status)
 
+    async def MoveActor(
+        self, request: admin_pb2.MoveActorRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> admin_pb2.MoveActorResponse:
+        """Has an actor take work of another stage. Raises InvalidRequest for stages that there are not."""
+        from_stage, to_stage = _stage(request, "from_stage"), _stage(request, "to_stage")
+        begun_s = time.monotonic()
+        actor_id = await self._scaler.move(from_stage, to_stage, request.actor_id, is_automatic=request.is_automatic)
+        statuses = {status.stage: status for status in self._scaler.topology()}
+        return admin_pb2.MoveActorResponse(
+            actor_id=actor_id,
+            stages=[statuses[stage.to_proto()] for stage in (from_stage, to_stage) if stage.to_proto() in statuses],
+            seconds=time.monotonic() - begun_s,
+        )
+
     def _member(self, actor_id: str) -> Member:
         members = self._membership.all_members()
         for member in members:
@@ -87,3 +102,10 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
                 return member
         known = ", ".join(member.actor_id for member in members) or "none"
         raise NotFound(f"no actor {actor_id!r}; there are: {known}", field="actor_id")
+
+
+def _stage(request: Any, field: str) -> StageName:
+    try:
+        return StageName.from_proto(getattr(request, field))
+    except ValueError as error:
+        raise InvalidRequest(f"{field}: {error}", field=field) from None

@@ -23,6 +23,16 @@ class Scaler(Protocol):
         """
         ...
 
+    async def move(
+        self, from_stage: StageName, to_stage: StageName, actor_id: str = "", *, is_automatic: bool = False
+    ) -> str:
+        """Has a ready actor of `from_stage`, the least busy one or a named one, take work of `to_stage`; its id there.
+
+        Raises InvalidRequest when no request could be answered then or there is no such actor, and what keeps the
+        actor from it.
+        """
+        ...
+
     def unpin(self, stage: StageName) -> None:
         """Gives the stage back to the scaling policy, which leaves it alone from a `scale` on."""
         ...

@@ -26,13 +26,32 @@ def run_topology(client: Client) -> int:
 
 
 def run_scale(client: Client, wishes: Sequence[str], *, wait: bool, timeout_s: float) -> int:
-    """Scales one stage after the other, those that grow first: what is taken away may need what was added."""
-    counts = [parse_wish(wish) for wish in wishes]
+    """Scales one stage after the other, those that grow first: what is taken away may need what was added. Then moves
+    actors."""
+    moves = [move for wish in wishes if (move := parse_move(wish)) is not None]
+    counts = [parse_wish(wish) for wish in wishes if parse_move(wish) is None]
     before = {StageName.from_proto(stage.stage): stage.wanted_actors for stage in client.topology().stages}
     for stage, count in sorted(counts, key=lambda wish: (wish[1] or 0) < before.get(wish[0], 0)):
         status = client.scale(stage, count, wait=wait, timeout_s=timeout_s)
         print(f"{stage}: {num_ready(status)} ready, {status.wanted_actors} wanted")
+    for from_stage, to_stage, count in moves:
+        for _ in range(count):
+            moved = client.move(from_stage, to_stage, timeout_s=timeout_s)
+            print(f"{moved.actor_id}: {from_stage} to {to_stage} in {1e3 * moved.seconds:.0f} ms")
     return 0
+
+
+def parse_move(wish: str) -> tuple[StageName, StageName, int] | None:
+    """`prefill:decode=1`: so many actors move from one stage to the other; None for another wish."""
+    stages, _, number = wish.replace("-", "_").partition("=")
+    from_stage, separator, to_stage = stages.partition(":")
+    if not separator:
+        return None
+    if not {from_stage, to_stage} <= set(StageName) or not number.isdecimal():
+        raise InvalidRequest(
+            f"{wish!r}: expected STAGE:STAGE=N, with stages of {', '.join(StageName)} and a number", field="stage"
+        )
+    return StageName(from_stage), StageName(to_stage), int(number)
 
 
 def parse_wish(wish: str) -> tuple[StageName, int | None]:

@@ -186,7 +186,10 @@ def top(
 
 @app.command()
 def scale(
-    wishes: Annotated[list[str], typer.Argument(metavar="STAGE=N...", help="Such as: encoder=3 decode=2")],
+    wishes: Annotated[
+        list[str],
+        typer.Argument(metavar="STAGE=N...", help="Such as: encoder=3 decode=2, or prefill:decode=1 to move one"),
+    ],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when the actors are there.")] = True,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 300.0,

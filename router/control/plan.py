@@ -16,12 +16,17 @@ class Phase(Enum):
 
     STARTING = auto()
     READY = auto()
+    # Changes to another stage, and counts as one of that already.
+    MOVING = auto()
     # Finishes its work, then ends.
     DRAINING = auto()
     # Did not answer, or died: its process is to be ended and another one takes its place.
     LOST = auto()
     # Nothing of it is left.
     ENDED = auto()
+
+
+_PRESENT = (Phase.STARTING, Phase.READY, Phase.MOVING)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def plan(
     """
     actions: list[Action] = [Discard(actor.number) for actor in actors if actor.phase is Phase.LOST]
     for stage, count in wanted.items():
-        present = [actor for actor in actors if actor.stage is stage and actor.phase in (Phase.STARTING, Phase.READY)]
+        present = [actor for actor in actors if actor.stage is stage and actor.phase in _PRESENT]
         if len(present) > count:
             actions += [Drain(actor.number) for actor in sorted(present, key=_to_keep)[count:]]
         elif stage not in resting:
@@ -106,6 +111,19 @@ def check_scale(mode: Mode, wanted: Mapping[StageName, int], stage: StageName, n
         )
 
 
-def _to_keep(actor: ActorView) -> tuple[bool, int, int]:
-    """Sort key: ready before starting, busy before idle, old before new. The surplus is cut off the end."""
-    return actor.phase is Phase.STARTING, -actor.load, actor.number
+def check_move(mode: Mode, wanted: Mapping[StageName, int], from_stage: StageName, to_stage: StageName) -> None:
+    """Raises InvalidRequest when with an actor of `from_stage` in `to_stage` no request could be answered any more."""
+    if from_stage is to_stage or wanted[from_stage] < 1:
+        raise InvalidRequest(
+            f"an actor of {from_stage} was to move to {to_stage}: expected two stages, and an actor in the first",
+            field="from_stage",
+        )
+    check_scale(mode, {**wanted, to_stage: wanted[to_stage] + 1}, from_stage, wanted[from_stage] - 1)
+    if mode is Mode.COLOCATED:
+        raise InvalidRequest("mode is colocated, which has one stage: there is none to move to", field="to_stage")
+
+
+def _to_keep(actor: ActorView) -> tuple[bool, bool, int, int]:
+    """Sort key: who just came here first, ready before starting, busy before idle, old before new. The surplus is cut
+    off the end."""
+    return actor.phase is not Phase.MOVING, actor.phase is Phase.STARTING, -actor.load, actor.number

@@ -35,6 +35,11 @@ class ForwardedAdmin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
     ) -> admin_pb2.ScaleResponse:
         return await _forward(self._stub.Scale, request, context)
 
+    async def MoveActor(
+        self, request: admin_pb2.MoveActorRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> admin_pb2.MoveActorResponse:
+        return await _forward(self._stub.MoveActor, request, context)
+
 
 async def _forward(
     method: Callable[..., Awaitable[Response]], request: Request, context: grpc.aio.ServicerContext[Any, Any]

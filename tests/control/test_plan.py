@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.control.membership import StageName
-from router.control.plan import ActorView, Discard, Drain, Launch, Phase, check_scale, plan, wanted_actors
+from router.control.plan import ActorView, Discard, Drain, Launch, Phase, check_move, check_scale, plan, wanted_actors
 from triptych.config import DeploymentConfig, Mode
 from triptych.errors import InvalidRequest
 
@@ -68,7 +68,7 @@ def test_after_the_actions_every_stage_has_what_it_should(
     actors = [ActorView(number, stage, phase, load) for number, (stage, phase, load) in enumerate(parts)]
     actions = plan(wanted, actors)
     drained = {action.number for action in actions if isinstance(action, Drain)}
-    present = {view.number for view in actors if view.phase in (Phase.STARTING, Phase.READY)}
+    present = {view.number for view in actors if view.phase in (Phase.STARTING, Phase.READY, Phase.MOVING)}
     assert drained <= present
     for stage, count in wanted.items():
         kept = [view for view in actors if view.stage is stage and view.number in present - drained]
@@ -119,3 +119,24 @@ def test_wishes_that_leave_nobody_to_answer_are_refused(
 )
 def test_other_wishes_are_taken(mode: Mode, wanted: dict[StageName, int], stage: StageName, count: int) -> None:
     check_scale(mode, wanted, stage, count)
+
+
+def test_who_moves_counts_in_its_new_stage_and_is_kept_there() -> None:
+    moving = actor(9, Phase.MOVING)
+    assert plan({ENCODER: 2}, [actor(1), moving]) == []
+    assert plan({ENCODER: 1}, [actor(1, load=5), moving]) == [Drain(1)]
+
+
+def test_moves_that_leave_nobody_to_answer_are_refused() -> None:
+    wanted = {ENCODER: 1, StageName.PREFILL: 1, StageName.DECODE: 2, StageName.PREFILL_DECODE: 0}
+    check_move(Mode.DISAGGREGATED, wanted, StageName.DECODE, StageName.PREFILL)
+    check_move(Mode.DISAGGREGATED, wanted, StageName.PREFILL, StageName.PREFILL_DECODE)
+    for mode, from_stage, to_stage in (
+        (Mode.DISAGGREGATED, ENCODER, StageName.PREFILL),
+        (Mode.DISAGGREGATED, StageName.PREFILL, StageName.DECODE),
+        (Mode.DISAGGREGATED, StageName.PREFILL_DECODE, StageName.DECODE),
+        (Mode.DISAGGREGATED, StageName.DECODE, StageName.DECODE),
+        (Mode.COLOCATED, StageName.PREFILL_DECODE, StageName.DECODE),
+    ):
+        with pytest.raises(InvalidRequest):
+            check_move(mode, wanted, from_stage, to_stage)

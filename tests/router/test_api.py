@@ -36,6 +36,12 @@ class RecordingScaler:
     def topology(self) -> list[admin_pb2.StageStatus]:
         return [admin_pb2.StageStatus(stage=common_pb2.STAGE_DECODE, wanted_actors=1)]
 
+    async def move(
+        self, from_stage: StageName, to_stage: StageName, actor_id: str = "", *, is_automatic: bool = False
+    ) -> str:
+        self.moved = (from_stage, to_stage, actor_id, is_automatic)
+        return "decode-7"
+
     async def scale(self, stage: StageName, num_actors: int, *, wait: bool, timeout_s: float) -> admin_pb2.StageStatus:
         self.asked = (stage, num_actors, wait)
         return admin_pb2.StageStatus(stage=stage.to_proto(), wanted_actors=num_actors)
@@ -192,6 +198,9 @@ async def test_admin_calls() -> None:
         status = await client.scale("prefill_decode", 3, wait=False)
         assert status.wanted_actors == 3 and scaler.asked == (StageName.PREFILL_DECODE, 3, False)
         assert (await client.scale("decode", None)).wanted_actors == 1 and scaler.given_back is StageName.DECODE
+        moved = await client.move("prefill", "decode", "prefill-0")
+        assert moved.actor_id == "decode-7" and [status.wanted_actors for status in moved.stages] == [1]
+        assert scaler.moved == (StageName.PREFILL, StageName.DECODE, "prefill-0", False)
         with pytest.raises(InvalidRequest, match="encoder, prefill, decode, prefill_decode"):
             await client.scale("vision", 1)
         with pytest.raises(InvalidRequest, match="1024"):

@@ -112,6 +112,19 @@ class AsyncClient:
             )
         return response.status
 
+    async def move(
+        self, from_stage: str, to_stage: str, actor_id: str = "", *, timeout_s: float | None = None
+    ) -> admin_pb2.MoveActorResponse:
+        """Moves a running actor to another stage, the one that has the least to do unless one is named."""
+        request = admin_pb2.MoveActorRequest(
+            from_stage=stage_number(from_stage), to_stage=stage_number(to_stage), actor_id=actor_id
+        )
+        with rpc_errors(self._endpoint):
+            response: admin_pb2.MoveActorResponse = await self._admin.MoveActor(
+                request, timeout=self._timeout(timeout_s), metadata=self._metadata
+            )
+        return response
+
     async def close(self) -> None:
         """Ends running calls and the connection."""
         await self._channel.close()

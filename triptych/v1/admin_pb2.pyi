@@ -272,14 +272,16 @@ class ScaleResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[StageStatus, _Mapping]] = ...) -> None: ...
 
 class MoveActorRequest(_message.Message):
-    __slots__ = ("from_stage", "to_stage", "actor_id")
+    __slots__ = ("from_stage", "to_stage", "actor_id", "is_automatic")
     FROM_STAGE_FIELD_NUMBER: _ClassVar[int]
     TO_STAGE_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    IS_AUTOMATIC_FIELD_NUMBER: _ClassVar[int]
     from_stage: _common_pb2.Stage
     to_stage: _common_pb2.Stage
     actor_id: str
-    def __init__(self, from_stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., to_stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., actor_id: _Optional[str] = ...) -> None: ...
+    is_automatic: bool
+    def __init__(self, from_stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., to_stage: _Optional[_Union[_common_pb2.Stage, str]] = ..., actor_id: _Optional[str] = ..., is_automatic: bool = ...) -> None: ...
 
 class MoveActorResponse(_message.Message):
     __slots__ = ("actor_id", "stages", "seconds")

@@ -1,0 +1,74 @@
+"""Real actors in this process, on the event loop of the test, for a real controller."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from encoder_service.actor import EncoderActor
+from llm_service.actor import LlmActor
+from router.control.launcher import Health
+from router.control.membership import StageName
+from router.control.ray_actor import set_role
+from triptych.config import DeploymentConfig
+from triptych.rpc.channels import ChannelPool
+from triptych.v1 import admin_pb2
+
+Actor = EncoderActor | LlmActor
+
+
+class OwnProcess:
+    """Moves as an actor on Ray does: over gRPC."""
+
+    def __init__(self, actor: Actor, channels: ChannelPool) -> None:
+        self.actor = actor
+        self.move_s: list[float] = []
+        self._channels = channels
+        self._endpoint = ""
+
+    async def place(self) -> None:
+        return
+
+    async def start(self) -> admin_pb2.ActorInfo:
+        info = admin_pb2.ActorInfo.FromString(await self.actor.start())
+        self._endpoint = info.endpoint
+        return info
+
+    async def check(self, timeout_s: float) -> Health:
+        return Health.SERVING
+
+    async def drain(self, timeout_s: float) -> bool:
+        return await self.actor.drain(timeout_s)
+
+    async def move(self, stage: StageName, drain_s: float) -> admin_pb2.ActorInfo:
+        begun_s = time.monotonic()
+        info = await set_role(self._channels, self._endpoint, stage, drain_s)
+        self.move_s.append(time.monotonic() - begun_s)
+        return info
+
+    async def stop(self, grace_s: float) -> None:
+        await self.actor.stop()
+
+
+class OwnLauncher:
+    """Notes every actor that it made."""
+
+    def __init__(self, config: DeploymentConfig) -> None:
+        self.processes: list[OwnProcess] = []
+        self._config = config
+        self._channels = ChannelPool(config.limits.max_message_bytes)
+
+    def launch(self, stage: StageName) -> OwnProcess:
+        actor = EncoderActor(self._config) if stage is StageName.ENCODER else LlmActor(self._config, stage)
+        self.processes.append(OwnProcess(actor, self._channels))
+        return self.processes[-1]
+
+    def running(self) -> list[tuple[StageName, OwnProcess]]:
+        return []
+
+    def lacking(self, stage: StageName) -> str:
+        return ""
+
+    async def close(self) -> None:
+        await asyncio.gather(*(process.actor.stop() for process in self.processes))
+        await self._channels.close()
