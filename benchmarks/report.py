@@ -21,9 +21,10 @@ _FOLDER = Path(__file__).parent
 PAGE = _FOLDER.parent / "docs/performance.md"
 HEAD = """# Performance
 
-Medians on one NVIDIA H200, bfloat16, weights random at the true shapes of Qwen2.5-VL, each stage's engine alone; raw
-samples in `benchmarks/results/`. The peers' figures and the floors are explained in `benchmarks/targets.toml`. This
-page is written by `python -m benchmarks.report --page`; `--check` lists what falls short.
+Medians on one NVIDIA H200, bfloat16, weights random at the true shapes of Qwen2.5-VL, each stage's engine alone where
+a row says nothing else; raw samples in `benchmarks/results/`. The peers' figures and the floors are explained in
+`benchmarks/targets.toml`. This page is written by `python -m benchmarks.report --page`; `--check` lists what falls
+short.
 
 """
 

@@ -1,7 +1,8 @@
 """A whole system on this machine under load: `triptych serve` and `triptych bench serve`, as an operator runs them.
 
 `python -m benchmarks.serve_system --model FOLDER --config FILE --out FOLDER [--limit-s 200]` starts the system, sends
-each load of the table below, and writes one JSON for each, a `summary.json`, and what the system logged.
+each load of the table below, and writes one JSON for each, what the system logged, and `system.json` with the rows that
+`benchmarks.report` knows. `--loads` names some of them; `--suffix` is put behind their names where a setting differs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 _START_TIMEOUT_S = 150.0
@@ -25,7 +27,11 @@ LOADS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("1x720p_16_a_second", ("--num-images", "1", "--num-prompts", "120", "--request-rate", "16")),
     ("1x720p_32_a_second", ("--num-images", "1", "--num-prompts", "200", "--request-rate", "32")),
-    ("1x720p_all_at_once", ("--num-images", "1", "--num-prompts", "128")),
+    (
+        "4x720p_8_a_second",
+        ("--num-images", "4", "--num-prompts", "60", "--request-rate", "8", "--output-len", "64"),
+    ),
+    ("1x720p_all_at_once", ("--num-images", "1", "--num-prompts", "256")),
 )
 
 
@@ -35,6 +41,8 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit-s", type=float, default=240.0, help="loads that would begin later are left out")
+    parser.add_argument("--loads", nargs="*", choices=[name for name, _ in LOADS], default=[name for name, _ in LOADS])
+    parser.add_argument("--suffix", default="", help="of the rows' names, where the configuration is not the usual one")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
@@ -46,15 +54,15 @@ def main() -> int:
             stdout=file,
             stderr=subprocess.STDOUT,
         )
-    summary: dict[str, object] = {}
+    summary: dict[str, dict[str, float]] = {}
     try:
         endpoint = _wait_for_endpoint(serve, log)
-        summary["start_s"] = round(time.monotonic() - started_s, 1)
-        for name, flags in LOADS:
+        summary["system"] = {"start_s": round(time.monotonic() - started_s, 1)}
+        for name in arguments.loads:
             if time.monotonic() - started_s > arguments.limit_s:
                 break
-            summary[name] = _send(name, flags, endpoint, arguments)
-            (arguments.out / "summary.json").write_text(json.dumps(summary, indent=1))
+            summary[name + arguments.suffix] = _send(name, dict(LOADS)[name], endpoint, arguments)
+            _write(arguments.out / "system.json", summary)
     finally:
         serve.send_signal(signal.SIGINT)
         try:
@@ -63,6 +71,21 @@ def main() -> int:
             serve.kill()
     print(json.dumps(summary, indent=1))
     return 0
+
+
+def _write(path: Path, summary: dict[str, dict[str, float]]) -> None:
+    record = {
+        "benchmark": "serve_system",
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "command": "python -m benchmarks.serve_system --model FOLDER --config FILE --out FOLDER",
+        "versions": {name: version(name) for name in ("torch", "ray", "grpcio")},
+        "rows": {
+            f"system.{load}.{name}": {"median": value}
+            for load, figures in summary.items()
+            for name, value in figures.items()
+        },
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _wait_for_endpoint(serve: subprocess.Popen[bytes], log: Path) -> str:
