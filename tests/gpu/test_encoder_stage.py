@@ -27,7 +27,8 @@ from triptych.errors import InvalidRequest
 from triptych.media import content_key
 from triptych.media.layout import media_layout
 from triptych.transport.device_copy import DeviceCopies
-from triptych.transport.shared_memory import SharedMemorySlab, read_slab
+from triptych.transport.shared_memory import SharedMemorySlab
+from triptych.transport.slab_reader import copy_out
 from triptych.v1 import common_pb2
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
@@ -146,9 +147,9 @@ def test_a_tensor_of_the_gpu_through_shared_memory() -> None:
     slab = SharedMemorySlab(f"gpu-test-{os.getpid()}", 4 * MIB)
     try:
         extent = slab.allocate(tensor.nbytes)
-        crc32 = slab.write(extent, tensor)
+        piece, crc32 = slab.write(extent, tensor)
         arrived = torch.empty(tensor.shape, dtype=tensor.dtype)
-        read_slab(slab.name, extent.offset, crc32, arrived)
+        copy_out(piece, crc32, arrived)
         assert torch.equal(arrived, tensor.cpu())
         slab.free(extent)
     finally:

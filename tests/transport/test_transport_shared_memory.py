@@ -5,8 +5,12 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import subprocess
+import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,26 +19,108 @@ from hypothesis import strategies as st
 
 from triptych.errors import ConfigurationError, IntegrityError, Overloaded, Unavailable
 from triptych.transport.extents import Extent
-from triptych.transport.shared_memory import SharedMemorySlab, read_slab, sweep_dead_slabs
+from triptych.transport.shared_memory import SharedMemorySlab, sweep_dead_slabs
+from triptych.transport.slab_layout import STAMP_BYTES
+from triptych.transport.slab_reader import SlabPiece, copy_out, read_in_place
+from triptych.transport.ticket import TensorSpec
 
 PAGE = 4096
+
+
+def piece_of(slab: SharedMemorySlab, **changes: Any) -> SlabPiece:
+    """Not written yet, so that its stamp is wrong."""
+    return replace(SlabPiece(slab.name, STAMP_BYTES, PAGE, 1), **changes)
+
+
+def bytes_of(num_bytes: int) -> torch.Tensor:
+    return torch.arange(num_bytes, dtype=torch.int64).to(torch.uint8)
+
+
+def open_pieces(folder: Path) -> int:
+    """How many files of `folder` this process has open."""
+    return sum(link.resolve().parent == folder for link in Path("/proc/self/fd").iterdir())
 
 
 def test_written_bytes_are_read_back_elsewhere(tmp_path: Path) -> None:
     slab = SharedMemorySlab("encoder-1", 16 * PAGE, tmp_path)
     first, second = slab.allocate(100), slab.allocate(5 * PAGE + 1)
-    tensor = torch.arange(5 * PAGE + 1, dtype=torch.int64).to(torch.uint8)
-    crc32 = slab.write(second, tensor)
+    tensor = bytes_of(5 * PAGE + 1)
+    piece, crc32 = slab.write(second, tensor)
     assert crc32 == zlib.crc32(tensor.numpy().tobytes())
+    assert piece.offset % STAMP_BYTES == 0 and piece.num_bytes == tensor.nbytes
     target = torch.zeros_like(tensor)
-    read_slab(slab.name, second.offset, crc32, target, tmp_path)
+    copy_out(piece, crc32, target, tmp_path)
     assert torch.equal(target, tensor)
-    # Not aligned: a consumer may be told any offset.
-    read_slab(slab.name, second.offset + 7, zlib.crc32(tensor[7:].numpy().tobytes()), target[7:], tmp_path)
-    assert torch.equal(target, tensor)
+    with pytest.raises(IntegrityError, match="expected 00000007"):
+        copy_out(piece, 7, target, tmp_path)
     slab.free(first)
     slab.free(second)
     assert slab.free_bytes == 16 * PAGE
+    slab.close()
+
+
+def test_a_piece_that_is_read_in_place_is_lent_until_the_tensor_and_its_views_are_gone(tmp_path: Path) -> None:
+    slab = SharedMemorySlab("encoder-1", 4 * PAGE, tmp_path)
+    before = open_pieces(tmp_path)
+    extent = slab.allocate(PAGE)
+    piece, _ = slab.write(extent, torch.full((PAGE // 4,), 3.0))
+    tensor = read_in_place(piece, TensorSpec(torch.float32, (2, PAGE // 8)), tmp_path)
+    slab.free(extent)
+    assert slab.free_bytes == 2 * PAGE
+    for _ in range(3):  # What comes next does not touch it.
+        again = slab.allocate(PAGE)
+        slab.write(again, torch.zeros(PAGE // 4))
+        slab.free(again)
+    assert again != extent and torch.equal(tensor, torch.full((2, PAGE // 8), 3.0))
+    view = tensor[1, 5:]
+    del tensor
+    assert slab.free_bytes == 2 * PAGE and view[0] == 3.0
+    del view
+    assert slab.free_bytes == 4 * PAGE
+    assert open_pieces(tmp_path) == before
+    slab.close()
+
+
+def test_what_a_reader_writes_is_its_own(tmp_path: Path) -> None:
+    slab = SharedMemorySlab("encoder-1", 4 * PAGE, tmp_path)
+    piece, _ = slab.write(slab.allocate(PAGE), bytes_of(PAGE))
+    first, second = (read_in_place(piece, TensorSpec(torch.uint8, (PAGE,)), tmp_path) for _ in range(2))
+    first.zero_()
+    assert first.sum() == 0 and torch.equal(second, bytes_of(PAGE))
+    slab.close()
+
+
+def test_the_lock_of_a_killed_reader_goes_with_it(tmp_path: Path) -> None:
+    slab = SharedMemorySlab("encoder-1", 4 * PAGE, tmp_path)
+    extent = slab.allocate(PAGE)
+    slab.write(extent, bytes_of(PAGE))
+    code = (
+        "import sys, time\nfrom triptych.transport.range_lock import try_lock\n"
+        "file = open(sys.argv[1], 'rb')\n"
+        f"assert try_lock(file.fileno(), {extent.offset}, {STAMP_BYTES + PAGE}, is_exclusive=False)\n"
+        "print('locked', flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / slab.name)], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None and reader.stdout.readline() == b"locked\n"
+        slab.free(extent)
+        assert slab.free_bytes == 2 * PAGE
+        reader.kill()
+    assert slab.free_bytes == 4 * PAGE
+    slab.close()
+
+
+@pytest.mark.parametrize("is_used_again", [False, True])
+def test_a_reader_that_comes_too_late_is_told(tmp_path: Path, is_used_again: bool) -> None:
+    slab = SharedMemorySlab("encoder-1", 4 * PAGE, tmp_path)
+    extent = slab.allocate(PAGE)
+    piece, _ = slab.write(extent, bytes_of(PAGE))
+    slab.free(extent)
+    if is_used_again:
+        assert slab.allocate(PAGE) == extent
+        slab.write(extent, torch.zeros(PAGE, dtype=torch.uint8))
+    with pytest.raises(Unavailable, match="has taken the piece back"):
+        read_in_place(piece, TensorSpec(torch.uint8, (PAGE,)), tmp_path)
+    assert slab.free_bytes == (2 if is_used_again else 4) * PAGE
     slab.close()
 
 
@@ -53,18 +139,28 @@ def test_written_bytes_are_read_back_elsewhere(tmp_path: Path) -> None:
 )
 def test_names_that_are_no_slab_are_refused_before_anything_is_opened(tmp_path: Path, name: str) -> None:
     with pytest.raises(IntegrityError, match="shared memory name"):
-        read_slab(name, 0, 0, torch.zeros(1), tmp_path)
+        copy_out(SlabPiece(name, STAMP_BYTES, 4, 1), None, torch.zeros(1), tmp_path)
 
 
 def test_bounds_links_and_missing_files(tmp_path: Path) -> None:
     slab = SharedMemorySlab("encoder-1", 2 * PAGE, tmp_path)
-    for offset in (PAGE + 1, 2 * PAGE, 1 << 62):
+    target = torch.zeros(PAGE, dtype=torch.uint8)
+    for offset in (PAGE + STAMP_BYTES, 2 * PAGE, 1 << 62):
         with pytest.raises(IntegrityError, match="reach past its end at 8192"):
-            read_slab(slab.name, offset, 0, torch.zeros(PAGE, dtype=torch.uint8), tmp_path)
+            copy_out(piece_of(slab, offset=offset), None, target, tmp_path)
+    for offset in (0, STAMP_BYTES + 7):
+        with pytest.raises(IntegrityError, match="expected a multiple of 64"):
+            copy_out(piece_of(slab, offset=offset), None, target, tmp_path)
     (tmp_path / "triptych-link").symlink_to(tmp_path / slab.name)
     for name in ("triptych-link", "triptych-gone"):
         with pytest.raises(Unavailable, match=f"can't open shared memory {name}"):
-            read_slab(name, 0, 0, torch.zeros(1), tmp_path)
+            copy_out(piece_of(slab, name=name), None, target, tmp_path)
+    os.mkfifo(tmp_path / "triptych-pipe")
+    with (
+        open(os.open(tmp_path / "triptych-pipe", os.O_RDWR | os.O_NONBLOCK), "rb"),  # Or opening it would block.
+        pytest.raises(IntegrityError, match="not a regular file"),
+    ):
+        copy_out(piece_of(slab, name="triptych-pipe"), None, target, tmp_path)
     slab.close()
 
 
@@ -118,13 +214,13 @@ def test_allocations_never_overlap_and_free_space_is_exact(
                 taken.append(slab.allocate(num_bytes))
             except Overloaded:
                 holes = gaps(taken, 20 * PAGE)
-                assert all(hole < max(num_bytes, 1) for hole in holes), "refused although it fits"
+                assert all(hole < STAMP_BYTES + num_bytes for hole in holes), "refused although it fits"
         in_order = sorted(taken)
         assert all(a.end <= b.offset for a, b in itertools.pairwise(in_order))
         assert slab.free_bytes == 20 * PAGE - sum(extent.length for extent in taken)
     for extent in taken:
         slab.free(extent)
-    assert slab.allocate(20 * PAGE) == Extent(0, 20 * PAGE)
+    assert slab.allocate(20 * PAGE - STAMP_BYTES) == Extent(0, 20 * PAGE)
     slab.close()
 
 

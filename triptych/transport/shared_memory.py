@@ -1,46 +1,48 @@
 """SharedMemorySlab: one file under /dev/shm in which a producer lays tensors for consumers of its host.
 
 The owner holds an flock on the file for its whole life. A lock that can be taken therefore means a dead owner, however
-it died, and `sweep_dead_slabs` removes the file.
+it died, and `sweep_dead_slabs` removes the file. Consumers lock the pieces that they read (see `slab_reader`).
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import logging
 import mmap
 import os
-import re
-import stat
+import threading
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from triptych.errors import ConfigurationError, IntegrityError, Overloaded, Unavailable
+from triptych.errors import ConfigurationError, Overloaded, Unavailable
 from triptych.transport.copying import byte_array, copy_bytes
 from triptych.transport.device_copy import DeviceCopies
 from triptych.transport.extents import Extent, ExtentAllocator
 from triptych.transport.host import SHARED_MEMORY_FOLDER
 from triptych.transport.lanes import LANE_MEMORY_FIELD
+from triptych.transport.range_lock import try_lock, unlock
+from triptych.transport.slab_layout import SLAB_NAME, SLAB_PREFIX, STAMP, STAMP_BYTES
+from triptych.transport.slab_reader import SlabPiece
 
 logger = logging.getLogger(__name__)
 
-SLAB_PREFIX = "triptych-"
-
-_NAME = re.compile(r"triptych-[A-Za-z0-9-]{1,200}")
+_NO_STAMP = 0
 
 
 class SharedMemorySlab:
     """Owns the file "triptych-<producer_id>" of `num_bytes` (sparse: memory is taken when it is first used).
 
-    `allocate` and `free` are bookkeeping for one thread (the event loop); `write` may run in another.
+    `allocate` and `free` are bookkeeping for one thread (the event loop); `write` may run in another. A piece that is
+    freed while a consumer reads it is lent: it can be had again when no consumer reads it any more.
     """
 
     def __init__(self, producer_id: str, num_bytes: int, folder: Path = SHARED_MEMORY_FOLDER) -> None:
         self.name = f"{SLAB_PREFIX}{producer_id}"
-        if not _NAME.fullmatch(self.name):
+        if not SLAB_NAME.fullmatch(self.name):
             raise ConfigurationError(
                 f"producer id {producer_id!r}: only letters, digits and '-' can name a slab", field="producer_id"
             )
@@ -48,6 +50,9 @@ class SharedMemorySlab:
         self._path = folder / self.name
         self._file = _create_locked(self._path)
         try:
+            # Fails here rather than in mid-transfer where the system has no such locks.
+            try_lock(self._file, 0, 1, is_exclusive=True)
+            unlock(self._file, 0, 1)
             os.ftruncate(self._file, self.num_bytes)
             self._memory = mmap.mmap(self._file, self.num_bytes)
         except OSError:
@@ -55,6 +60,10 @@ class SharedMemorySlab:
             os.close(self._file)
             raise
         self._copies = DeviceCopies()
+        self._stamps = itertools.count(_NO_STAMP + 1)
+        self._lent: list[Extent] = []
+        self._backing = threading.Lock()
+        self._num_backed = 0
 
     @property
     def num_bytes(self) -> int:
@@ -62,32 +71,60 @@ class SharedMemorySlab:
 
     @property
     def free_bytes(self) -> int:
+        self._take_back()
         return self._extents.free_bytes
 
     def allocate(self, num_bytes: int) -> Extent:
-        """First free piece of at least `num_bytes`. Raises Overloaded when there is none."""
-        return self._extents.allocate(num_bytes)
+        """First free piece for a tensor of `num_bytes`. Raises Overloaded when there is none."""
+        self._take_back()
+        return self._extents.allocate(STAMP_BYTES + num_bytes)
 
     def free(self, extent: Extent) -> None:
-        """Give a piece back; it joins free neighbours."""
-        self._extents.free(extent)
+        """Give a piece back, at once or when its last reader is gone; it joins free neighbours."""
+        self._lent.append(extent)
+        self._take_back()
 
-    def write(self, extent: Extent, tensor: torch.Tensor, has_checksum: bool = True) -> int | None:
-        """Copy the bytes of `tensor` (any device) to the start of `extent`; returns their crc32 if wanted.
+    def write(self, extent: Extent, tensor: torch.Tensor, has_checksum: bool = True) -> tuple[SlabPiece, int | None]:
+        """Copy the bytes of `tensor` (any device) into `extent`; returns where they are, and their crc32 if wanted.
 
-        Raises Overloaded when the host has no memory left for /dev/shm: the kernel is asked first, since touching a
-        page that it can't back would kill the process with SIGBUS.
+        Raises Overloaded when the host has no memory left for /dev/shm.
         """
-        assert self._extents.is_taken(extent) and tensor.nbytes <= extent.length
-        try:
-            os.posix_fallocate(self._file, extent.offset, extent.length)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-                raise
-            raise _full(f"slab {self.name}: {SHARED_MEMORY_FOLDER} has no {extent.length} bytes left") from None
-        target = np.frombuffer(self._memory, np.uint8, tensor.nbytes, extent.offset)
+        assert self._extents.is_taken(extent) and STAMP_BYTES + tensor.nbytes <= extent.length
+        self._back(extent)
+        offset = extent.offset + STAMP_BYTES
+        target = np.frombuffer(self._memory, np.uint8, tensor.nbytes, offset)
         on_host = tensor.contiguous() if tensor.device.type == "cpu" else self._copies.to_host(tensor)
-        return copy_bytes(byte_array(on_host), target, has_checksum)
+        crc32 = copy_bytes(byte_array(on_host), target, has_checksum)
+        stamp = next(self._stamps)
+        STAMP.pack_into(self._memory, extent.offset, stamp)
+        return SlabPiece(self.name, offset, tensor.nbytes, stamp), crc32
+
+    def _back(self, extent: Extent) -> None:
+        """The kernel is asked for memory first, since touching a page that it can't back would kill the process with
+        SIGBUS. What was backed once stays so."""
+        with self._backing:
+            missing = extent.end - self._num_backed
+            if missing <= 0:
+                return
+            try:
+                os.posix_fallocate(self._file, self._num_backed, missing)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                    raise
+                raise _full(f"slab {self.name}: {SHARED_MEMORY_FOLDER} has no {missing} bytes left") from None
+            self._num_backed = extent.end
+
+    def _take_back(self) -> None:
+        """Free the lent pieces that nobody reads. Their stamps go first: whoever comes later must not read them."""
+        still_lent = []
+        for extent in self._lent:
+            if not try_lock(self._file, extent.offset, extent.length, is_exclusive=True):
+                still_lent.append(extent)
+                continue
+            STAMP.pack_into(self._memory, extent.offset, _NO_STAMP)
+            unlock(self._file, extent.offset, extent.length)
+            self._extents.free(extent)
+        self._lent = still_lent
 
     def close(self) -> None:
         """Remove the file; idempotent. Consumers that have it mapped keep their view."""
@@ -102,30 +139,6 @@ class SharedMemorySlab:
             logger.debug("slab %s is still being written; its mapping goes with the last view", self.name)
 
 
-def read_slab(
-    name: str, offset: int, crc32: int | None, target: torch.Tensor, folder: Path = SHARED_MEMORY_FOLDER
-) -> None:
-    """Copy `target.nbytes` bytes at `offset` of the slab `name` into `target` (contiguous, CPU) and check them,
-    where there is a checksum.
-
-    Raises Unavailable when the slab can't be read here, IntegrityError when name, bounds or checksum are wrong.
-    """
-    if not _NAME.fullmatch(name):
-        raise IntegrityError(f"shared memory name {name[:80]!r}: expected {_NAME.pattern}", field="shared_memory.name")
-    try:
-        file = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise Unavailable(f"can't open shared memory {name}: {error.strerror}") from None
-    try:
-        actual = _copy_out(file, name, offset, target, crc32 is not None)
-    finally:
-        os.close(file)
-    if actual != crc32:
-        raise IntegrityError(
-            f"shared memory {name} at {offset}: crc32 {actual:08x}, expected {crc32:08x}", field="shared_memory.crc32"
-        )
-
-
 def sweep_dead_slabs(folder: Path = SHARED_MEMORY_FOLDER) -> list[str]:
     """Remove the slabs whose owner is gone; returns their names. Slabs of other users are left alone."""
     if not folder.is_dir():
@@ -133,7 +146,7 @@ def sweep_dead_slabs(folder: Path = SHARED_MEMORY_FOLDER) -> list[str]:
     return [
         path.name
         for path in sorted(folder.glob(f"{SLAB_PREFIX}*"))
-        if _NAME.fullmatch(path.name) and _unlink_if_dead(path)
+        if SLAB_NAME.fullmatch(path.name) and _unlink_if_dead(path)
     ]
 
 
@@ -164,29 +177,6 @@ def _unlink_if_dead(path: Path) -> bool:
     finally:
         os.close(file)
     return True
-
-
-def _copy_out(file: int, name: str, offset: int, target: torch.Tensor, has_checksum: bool) -> int | None:
-    """The crc32 is of the copy: the producer might reuse the piece while it is being read."""
-    status = os.fstat(file)
-    if not stat.S_ISREG(status.st_mode):
-        raise IntegrityError(f"shared memory {name} is not a regular file", field="shared_memory.name")
-    if offset + target.nbytes > status.st_size:
-        raise IntegrityError(
-            f"shared memory {name}: {target.nbytes} bytes at {offset} reach past its end at {status.st_size}",
-            field="shared_memory.offset",
-        )
-    start = offset - offset % mmap.ALLOCATIONGRANULARITY
-    with mmap.mmap(
-        file, offset + target.nbytes - start, mmap.MAP_SHARED | _POPULATE, mmap.PROT_READ, offset=start
-    ) as memory:
-        source = np.frombuffer(memory, np.uint8, target.nbytes, offset - start)
-        crc32 = copy_bytes(source, byte_array(target), has_checksum)
-        del source  # Or the mapping could not be closed.
-    return crc32
-
-
-_POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
 
 
 def _full(message: str) -> Overloaded:

@@ -1,7 +1,9 @@
-"""Lane "shm": the producer lays the rows into its slab under /dev/shm, the consumer maps and copies them out.
+"""Lane "shm": the producer lays the rows into its slab under /dev/shm, the consumer maps them.
 
-The Fetch stream stays open until the consumer has its copy. It then ends the call, which frees the piece of the slab;
-so does its death, its cancellation, and the call's deadline.
+While the slab has room the consumer reads large tensors where they are, for as long as it likes: a lock that goes with
+the tensor keeps the producer from that piece. Else it copies them out. The Fetch stream is open until the consumer has
+the one or the other. It then ends the call, which frees the piece of the slab, or leaves it to its reader; so does the
+consumer's death, its cancellation, and the call's deadline.
 """
 
 from __future__ import annotations
@@ -16,9 +18,13 @@ from triptych.rpc.deadline import Deadline
 from triptych.transport.copying import run_copy
 from triptych.transport.fetch_call import open_fetch
 from triptych.transport.lanes import LANE_FIELD, Arrival, FetchOrder, LaneFailure, Write
-from triptych.transport.shared_memory import SharedMemorySlab, read_slab
+from triptych.transport.shared_memory import SharedMemorySlab
+from triptych.transport.slab_reader import SlabPiece, copy_out, read_in_place
 from triptych.transport.ticket import Ticket
 from triptych.v1.tensor_pb2 import FetchResponse, SharedMemoryHandle, TensorHeader
+
+# Below this a copy costs less than a mapping, and an open file, of its own.
+IN_PLACE_BYTES = 1 << 20
 
 
 class ShmProducerLane:
@@ -48,8 +54,15 @@ class ShmProducerLane:
         slab = self._slab
         extent = slab.allocate(rows.nbytes)
         try:
-            crc32 = await run_copy(rows.nbytes, slab.write, extent, rows, self._has_checksums)
-            handle = SharedMemoryHandle(name=slab.name, offset=extent.offset, crc32=crc32)
+            piece, crc32 = await run_copy(rows.nbytes, slab.write, extent, rows, self._has_checksums)
+            handle = SharedMemoryHandle(
+                name=piece.name,
+                offset=piece.offset,
+                crc32=crc32,
+                stamp=piece.stamp,
+                # Half of the slab stays for tensors that move on at once.
+                may_stay=rows.nbytes >= IN_PLACE_BYTES and 2 * slab.free_bytes >= slab.num_bytes,
+            )
             header.shared_memory.CopyFrom(handle)
             await write(FetchResponse(header=header))
             # The consumer reads now; it ends the call when it is done.
@@ -78,15 +91,21 @@ class ShmConsumerLane:
 
     async def fetch(self, order: FetchOrder) -> Arrival:
         async with open_fetch(self._channels, self._consumer_id, order, self.name) as call:
-            target = torch.empty(order.spec.shape, dtype=order.spec.dtype)
-            handle = call.header.shared_memory
+            handle, spec = call.header.shared_memory, order.spec
+            if spec.num_bytes == 0:
+                return Arrival(torch.empty(spec.shape, dtype=spec.dtype), call.outcome, call.wait_s)
+            piece = SlabPiece(handle.name, handle.offset, spec.num_bytes, handle.stamp)
+            # A checksum is worth something only of bytes that nobody else can change.
             crc32 = handle.crc32 if handle.HasField("crc32") else None
-            if target.nbytes > 0:
-                try:
-                    await run_copy(target.nbytes, read_slab, handle.name, handle.offset, crc32, target)
-                except (Unavailable, IntegrityError) as error:
-                    raise LaneFailure(error) from None
-            return Arrival(target, call.outcome, call.wait_s)
+            try:
+                if handle.may_stay and crc32 is None:
+                    tensor = await run_copy(spec.num_bytes, read_in_place, piece, spec)
+                else:
+                    tensor = torch.empty(spec.shape, dtype=spec.dtype)
+                    await run_copy(spec.num_bytes, copy_out, piece, crc32, tensor)
+            except (Unavailable, IntegrityError) as error:
+                raise LaneFailure(error) from None
+            return Arrival(tensor, call.outcome, call.wait_s)
 
     async def close(self) -> None:
         """Nothing is held between calls."""

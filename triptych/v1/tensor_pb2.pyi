@@ -60,14 +60,18 @@ class PrefillOutcome(_message.Message):
     def __init__(self, first_token_id: _Optional[int] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ...) -> None: ...
 
 class SharedMemoryHandle(_message.Message):
-    __slots__ = ("name", "offset", "crc32")
+    __slots__ = ("name", "offset", "crc32", "stamp", "may_stay")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    MAY_STAY_FIELD_NUMBER: _ClassVar[int]
     name: str
     offset: int
     crc32: int
-    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
+    stamp: int
+    may_stay: bool
+    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., crc32: _Optional[int] = ..., stamp: _Optional[int] = ..., may_stay: bool = ...) -> None: ...
 
 class CudaMemoryHandle(_message.Message):
     __slots__ = ("handle", "offset", "slab_bytes", "device_id", "crc32")
