@@ -10,7 +10,7 @@ from encoder_service.batch_runner import BatchRunner, EngineLost
 from encoder_service.batching import BatchPolicy, BatchRoom
 from encoder_service.media.prepared import PreparedMedia
 from encoder_service.memory import MemoryBudget, Reservation
-from encoder_service.work import BatchedEmbedding, WaitingItem, WorkDeadline
+from encoder_service.work import BatchedEmbedding, Turn, WaitingItem, WorkDeadline
 from triptych.errors import DeadlineExceeded, InternalError, TriptychError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Batcher:
         self._loop_task = asyncio.create_task(self._run(), name="encoder-batcher")
         self._loop_task.add_done_callback(self._loop_ended)
 
-    async def submit(self, prepared: PreparedMedia, wanted_until: WorkDeadline) -> BatchedEmbedding:
+    async def submit(self, prepared: PreparedMedia, turn: Turn, wanted_until: WorkDeadline) -> BatchedEmbedding:
         """Waits for the item's embedding. Cancelling takes the item out of the queue, if it still waits there.
 
         Raises DeadlineExceeded when its time runs out in the queue, RequestTooLarge when it can never be encoded,
@@ -77,7 +77,7 @@ class Batcher:
         if self._loop_task is None or self._loop_task.done():
             raise Unavailable("the encoder's batcher is not running")
         result: asyncio.Future[BatchedEmbedding] = asyncio.get_running_loop().create_future()
-        item = WaitingItem(prepared, time.monotonic(), wanted_until, result)
+        item = WaitingItem(prepared, time.monotonic(), turn, wanted_until, result)
         self._memory.check_alone(item.num_patches, item.media_bytes, prepared.field)
         self._waiting.append(item)
         self._changed.set()
@@ -126,7 +126,7 @@ class Batcher:
         """How much longer the first item waits for others, as long as the batch is not full."""
         if not self._waiting or sum(item.num_patches for item in self._waiting) >= self._settings.max_patches:
             return 0.0
-        return self._waiting[0].arrived + self._settings.wait_s - time.monotonic()
+        return self._waiting[0].prepared_at + self._settings.wait_s - time.monotonic()
 
     def _choose(self) -> list[WaitingItem]:
         """By the policy. One that raises, or chooses nothing although all is free, fails the items it was to judge."""
@@ -169,7 +169,7 @@ class Batcher:
                 continue
             self.counters.encoded_items += 1
             self.counters.encoded_patches += item.num_patches
-            item.finish(BatchedEmbedding(outcome, started - item.arrived, encode_s, len(batch)))
+            item.finish(BatchedEmbedding(outcome, started - item.prepared_at, encode_s, len(batch)))
 
     def _finished(self, reservation: Reservation, task: "asyncio.Task[None]") -> None:
         batch = self._in_work.pop(task)

@@ -15,7 +15,10 @@ SETTING = "stages.encoder.batching"
 
 
 class Candidate(Protocol):
-    """An item as far as a policy looks at it. Times are on the monotonic clock."""
+    """An item as far as a policy looks at it. Times are on the monotonic clock.
+
+    `num_patches_ahead`: of its own request, of items before it in the prompt, done or not.
+    """
 
     @property
     def num_patches(self) -> int: ...
@@ -25,6 +28,9 @@ class Candidate(Protocol):
 
     @property
     def arrived(self) -> float: ...
+
+    @property
+    def num_patches_ahead(self) -> int: ...
 
     @property
     def deadline(self) -> float: ...
@@ -48,29 +54,32 @@ Item = TypeVar("Item", bound=Candidate)
 
 class BatchPolicy(Protocol):
     def __call__(self, waiting: Sequence[Item], room: BatchRoom) -> list[Item]:
-        """The next batch, out of `waiting`, which is not empty and in the order of arrival."""
+        """The next batch, out of `waiting`, which is not empty and in the order in which items were prepared."""
         ...
 
 
 def shortest_work_first(waiting: Sequence[Item], room: BatchRoom) -> list[Item]:
     """The item that is due first, and those due next as far as they fit.
 
-    An item of n patches is due at `min(arrived + ageing_s * n / max_patches, deadline)`. Of items that come together
-    the smallest goes first, and an item is overtaken only by those that arrive before it is due: from then on the work
-    ahead of it can but shrink. With W patches ahead of it then, it is begun after at most 2 W / max_patches + 2 more
-    batches (of two batches in a row the first and the head of the second exceed `max_patches` together).
+    An item of n patches is due at `min(arrived + ageing_s * n / max_patches, deadline)`, where n counts those ahead of
+    it in its prompt as well: prefill goes on with the first picture of a prompt while the second is encoded. Of
+    requests that come together the smallest goes first, and an item is overtaken only by those that arrive before it is
+    due: from then on the work ahead of it can but shrink. With W patches ahead of it then, it is begun after at most
+    2 W / max_patches + 2 more batches (of two batches in a row the first and the head of the second exceed
+    `max_patches` together).
     """
-    return _fill(sorted(waiting, key=lambda item: due_at(item, room)), room)
+    return _fill(sorted(waiting, key=lambda item: (due_at(item, room), item.num_patches_ahead)), room)
 
 
 def due_at(item: Candidate, room: BatchRoom) -> float:
     """The formula of `shortest_work_first`, on the monotonic clock."""
-    return min(item.arrived + room.ageing_s * item.num_patches / room.max_patches, item.deadline)
+    num_patches = item.num_patches_ahead + item.num_patches
+    return min(item.arrived + room.ageing_s * num_patches / room.max_patches, item.deadline)
 
 
 def first_come(waiting: Sequence[Item], room: BatchRoom) -> list[Item]:
-    """Items in the order of their arrival until the batch is full."""
-    return _fill(waiting, room)
+    """Items in the order of their arrival, and of their prompts, until the batch is full."""
+    return _fill(sorted(waiting, key=lambda item: (item.arrived, item.num_patches_ahead)), room)
 
 
 BATCH_POLICIES: Mapping[str, BatchPolicy] = MappingProxyType(

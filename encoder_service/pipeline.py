@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from encoder_service.in_flight import InFlight
 from encoder_service.items import Embedding, MediaItem
 from encoder_service.memory import MemoryBudget
 from encoder_service.preparation import Preparation
-from encoder_service.work import WorkDeadline
+from encoder_service.work import Turn, WorkDeadline
 from triptych.errors import TriptychError
 
 # What work that may be shared calls its item in errors; each who waits gets them in terms of its own field.
@@ -91,7 +92,8 @@ class EncodePipeline:
         self._batcher.start()
 
     def admit(self, items: Sequence[MediaItem], deadline: float = math.inf) -> list[PendingEmbedding]:
-        """Takes all items in and begins their work, or raises RequestTooLarge or Overloaded and takes none.
+        """Takes all items in, in the order of their prompt, and begins their work, or raises RequestTooLarge or
+        Overloaded and takes none.
 
         Contents that are cached or in flight cost nothing. `deadline` is on the monotonic clock. The caller awaits or
         cancels every future.
@@ -110,7 +112,11 @@ class EncodePipeline:
             self.counters.rejected_items += len(items)
             raise
         self.counters.accepted_items += len(items)
-        return [self._begin(item, deadline) for item in items]
+        arrived = time.monotonic()
+        num_ahead = accumulate(
+            (item.grid.num_patches if _content_id(item) in new else 0 for item in items[:-1]), initial=0
+        )
+        return [self._begin(item, Turn(arrived, num), deadline) for item, num in zip(items, num_ahead, strict=True)]
 
     async def close(self) -> None:
         """Ends what waits with Unavailable and gives the threads back."""
@@ -118,8 +124,8 @@ class EncodePipeline:
         await asyncio.to_thread(self._preparation.close)
         await self._cache.close()
 
-    def _begin(self, item: MediaItem, deadline: float) -> PendingEmbedding:
-        content, arrived = _content_id(item), time.monotonic()
+    def _begin(self, item: MediaItem, turn: Turn, deadline: float) -> PendingEmbedding:
+        content, arrived = _content_id(item), turn.arrived
         cached = self._cache.get(content)
         if cached is not None:
             self.counters.cache_hits += 1
@@ -131,19 +137,19 @@ class EncodePipeline:
         if content in self._wanted_until:
             self._wanted_until[content].add(deadline)
         start = self._start_promotion if content in self._cache else self._start
-        future = self._in_flight.join(content, lambda: start(item, deadline))
+        future = self._in_flight.join(content, lambda: start(item, turn, deadline))
         return PendingEmbedding(future, is_hit, arrived, item.field)
 
-    def _start(self, item: MediaItem, deadline: float) -> "asyncio.Task[Embedding]":
+    def _start(self, item: MediaItem, turn: Turn, deadline: float) -> "asyncio.Task[Embedding]":
         content, wanted_until = _content_id(item), WorkDeadline(deadline)
         self._wanted_until[content] = wanted_until
-        task = asyncio.create_task(self._encode(replace(item, field=_SHARED_FIELD), wanted_until))
+        task = asyncio.create_task(self._encode(replace(item, field=_SHARED_FIELD), turn, wanted_until))
         # Not a `finally` in the coroutine: a task that is cancelled before its first step never enters it.
         task.add_done_callback(partial(self._settle, item.grid.num_patches))
         task.add_done_callback(partial(self._forget_deadline, content, wanted_until))
         return task
 
-    def _start_promotion(self, item: MediaItem, deadline: float) -> "asyncio.Task[Embedding]":
+    def _start_promotion(self, item: MediaItem, turn: Turn, deadline: float) -> "asyncio.Task[Embedding]":
         return asyncio.create_task(self._promote(_content_id(item)))
 
     async def _promote(self, content: ContentId) -> Embedding:
@@ -157,10 +163,10 @@ class EncodePipeline:
         if self._wanted_until.get(content) is wanted_until:
             del self._wanted_until[content]
 
-    async def _encode(self, item: MediaItem, wanted_until: WorkDeadline) -> Embedding:
+    async def _encode(self, item: MediaItem, turn: Turn, wanted_until: WorkDeadline) -> Embedding:
         arrived = time.monotonic()
         async with self._preparation.prepared(item, wanted_until) as prepared:
-            batched = await self._batcher.submit(prepared.media, wanted_until)
+            batched = await self._batcher.submit(prepared.media, turn, wanted_until)
         self._cache.put(_content_id(item), batched.tensor)
         return Embedding(
             tensor=batched.tensor,

@@ -36,15 +36,17 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):  # type: ignore[m
         items = [EncodeItem(Ticket.from_proto(item.ticket), item.media) for item in request.items]
         with self._scopes.of("EncoderService/Encode", request.request_id, context):
             embeddings = await self._stage.encode(items, remaining_s(context, self._default_timeout_s))
-            _tell(items, embeddings)
+            _tell([embedding for embedding in embeddings if embedding is not None])
         return encoder_pb2.EncodeResponse(
             results=[
-                _result(item.ticket.ticket_id, embedding) for item, embedding in zip(items, embeddings, strict=True)
+                _result(item.ticket.ticket_id, embedding)
+                for item, embedding in zip(items, embeddings, strict=True)
+                if embedding is not None
             ]
         )
 
 
-def _tell(items: Sequence[EncodeItem], embeddings: Sequence[Embedding]) -> None:
+def _tell(embeddings: Sequence[Embedding]) -> None:
     """Writes the log line, and a span for each item: from its decoding to its embedding, the times of the response."""
     for embedding in embeddings:
         note_span(
@@ -60,10 +62,10 @@ def _tell(items: Sequence[EncodeItem], embeddings: Sequence[Embedding]) -> None:
     logger.info(
         "encoded",
         extra=figures(
-            num_items=len(items),
+            num_items=len(embeddings),
             num_cache_hits=sum(embedding.is_cache_hit for embedding in embeddings),
-            queue_s=max(embedding.queue_s for embedding in embeddings),
-            encode_s=max(embedding.preprocess_s + embedding.encode_s for embedding in embeddings),
+            queue_s=max((embedding.queue_s for embedding in embeddings), default=0.0),
+            encode_s=max((embedding.preprocess_s + embedding.encode_s for embedding in embeddings), default=0.0),
         ),
     )
 

@@ -107,12 +107,14 @@ class EncoderStage:
         self._pipeline.start()
         self._sweeper = asyncio.create_task(self.leases.run(), name="encoder-lease-sweeper")
 
-    async def encode(self, items: Sequence[EncodeItem], timeout_s: float) -> list[Embedding]:
+    async def encode(self, items: Sequence[EncodeItem], timeout_s: float) -> list[Embedding | None]:
         """Encodes all items; each ticket is granted as soon as its own embedding is there, or failed with its error.
 
-        Answers when all are done, and raises the first error in the order of the items. A call that is cancelled or
-        fails drops what is not encoded yet and every lease that nobody is reading. `timeout_s` is the time the caller
-        gives: work that did not begin by then is dropped, and tickets stay pending that long without a heartbeat.
+        Answers when all are done, and raises the first error in the order of the items. An item whose ticket is
+        released before that is given up, and None in the answer: its consumer has its KV pages already. A call that is
+        cancelled or fails drops what is not encoded yet and every lease that nobody is reading. `timeout_s` is the time
+        the caller gives: work that did not begin by then is dropped, and tickets stay pending that long without a
+        heartbeat.
         """
         tickets = [item.ticket for item in items]
         try:
@@ -121,7 +123,7 @@ class EncoderStage:
             self._fail(tickets, error)
             raise
         for ticket, embedding in zip(tickets, pending, strict=True):
-            self.leases.expect(ticket.ticket_id, timeout_s)
+            self.leases.expect(ticket.ticket_id, timeout_s, on_unwanted=partial(_give_up, embedding))
             embedding.future.add_done_callback(partial(self._hand_over, ticket, embedding))
         try:
             return await self._wait(pending)
@@ -135,7 +137,8 @@ class EncoderStage:
     async def embed(self, items: Sequence[MediaItem]) -> list[Embedding]:
         """Encodes for a caller in this process, without tickets. Errors as `encode`; cancelling drops the work."""
         self._check_is_taking_work()
-        return await self._wait(self._pipeline.admit(items))
+        embeddings = await self._wait(self._pipeline.admit(items))
+        return [embedding for embedding in embeddings if embedding is not None]
 
     async def drain(self, timeout_s: float) -> bool:
         """Takes no new work from now on; True when all work ended and all leases went within `timeout_s`."""
@@ -191,16 +194,17 @@ class EncoderStage:
             raise
         return self._pipeline.admit(media_items, deadline)
 
-    async def _wait(self, pending: Sequence[PendingEmbedding]) -> list[Embedding]:
+    async def _wait(self, pending: Sequence[PendingEmbedding]) -> list[Embedding | None]:
         futures = [embedding.future for embedding in pending]
         self._num_calls += 1
         try:
             await asyncio.wait(futures)
             # Looking at all of them, so that a second error does not count as forgotten.
-            errors = [error for embedding in pending if (error := embedding.error()) is not None]
+            wanted = [embedding for embedding in pending if not embedding.future.cancelled()]
+            errors = [error for embedding in wanted if (error := embedding.error()) is not None]
             if errors:
                 raise errors[0]
-            return [embedding.result() for embedding in pending]
+            return [None if embedding.future.cancelled() else embedding.result() for embedding in pending]
         finally:
             self._num_calls -= 1
             for future in futures:
@@ -230,6 +234,10 @@ class EncoderStage:
         leases = self.leases.counters()
         is_working = self._num_calls or self._pipeline.num_in_flight
         return not is_working and leases.held_leases == 0 and leases.pending == 0
+
+
+def _give_up(embedding: PendingEmbedding) -> None:
+    embedding.future.cancel()
 
 
 def _typed(error: BaseException) -> TriptychError:

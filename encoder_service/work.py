@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -27,6 +28,15 @@ class WorkDeadline:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """An item's place among others. `arrived`: when its request was taken in, on the monotonic clock;
+    `num_patches_ahead`: of the same request, of items before it in the prompt."""
+
+    arrived: float = field(default_factory=time.monotonic)
+    num_patches_ahead: int = 0
+
+
+@dataclass(frozen=True)
 class BatchedEmbedding:
     """One item's embedding [num_tokens, hidden]; the seconds it waited and its batch took; the items of that batch."""
 
@@ -38,12 +48,21 @@ class BatchedEmbedding:
 
 @dataclass(eq=False)
 class WaitingItem:
-    """A prepared item, and who waits for its embedding. `arrived` is on the monotonic clock."""
+    """A prepared item, and who waits for its embedding. `prepared_at` is on the monotonic clock."""
 
     prepared: PreparedMedia
-    arrived: float
+    prepared_at: float
+    turn: Turn
     wanted_until: WorkDeadline
     result: "asyncio.Future[BatchedEmbedding]"
+
+    @property
+    def arrived(self) -> float:
+        return self.turn.arrived
+
+    @property
+    def num_patches_ahead(self) -> int:
+        return self.turn.num_patches_ahead
 
     @property
     def grid(self) -> Grid:

@@ -21,6 +21,7 @@ class Item:
     arrived: float = 0.0
     deadline: float = math.inf
     media_bytes: int = 0
+    num_patches_ahead: int = 0
     begun: float = math.nan
 
 

@@ -160,6 +160,24 @@ async def test_grants_nobody_wants_go_at_once(table: LeaseTable) -> None:
     assert table.counters().held_leases == 1
 
 
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_a_producer_is_told_that_nobody_wants_what_it_makes(table: LeaseTable, is_early: bool) -> None:
+    told: list[str] = []
+    if is_early:
+        table.release(["a"])
+    table.expect("a", on_unwanted=lambda: told.append("a"))
+    if not is_early:
+        assert not told
+        table.release(["a"])
+    assert told == ["a"]
+    table.release(["a"])
+    table.expect("b", on_unwanted=lambda: told.append("b"))
+    table.grant("b", TENSOR)
+    table.release(["b"])
+    assert told == ["a"], "once, and not for what is done"
+    assert table.counters().held_leases == 0
+
+
 async def test_a_cancelled_wait_leaves_no_pin_even_when_the_grant_comes_in_the_same_step(table: LeaseTable) -> None:
     granted = Granted("a", TENSOR)
     table.expect("a")

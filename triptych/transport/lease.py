@@ -66,13 +66,20 @@ class LeaseTable:
 
     # What the producer says.
 
-    def expect(self, ticket_id: str, lease_s: float | None = None) -> None:
-        """Announce a tensor that is being made. Nothing happens if the ticket was announced, granted or released."""
+    def expect(
+        self, ticket_id: str, lease_s: float | None = None, on_unwanted: Callable[[], None] | None = None
+    ) -> None:
+        """Announce a tensor that is being made. Nothing happens if the ticket was announced, granted or released.
+
+        `on_unwanted` runs if it was released, or is while it is being made: nobody needs it to be finished.
+        """
         entry = self._entries.get(ticket_id)
         if self._is_closed or (entry is not None and entry.state is not State.WANTED):
+            if entry is not None and entry.state is State.GONE and on_unwanted is not None:
+                on_unwanted()
             return
         entry = entry or self._new_entry(ticket_id, State.PENDING)
-        entry.state = State.PENDING
+        entry.state, entry.on_unwanted = State.PENDING, on_unwanted
         entry.expires_at = self._clock() + (self._lease_s if lease_s is None else lease_s)
         wake(entry)
 
@@ -171,7 +178,10 @@ class LeaseTable:
             if entry.state is State.HELD:
                 self._drop_when_unread(entry, released_error(ticket_id))
             elif entry.state is not State.GONE:
+                is_being_made = entry.state is State.PENDING
                 self._bury(entry, released_error(ticket_id))
+                if is_being_made and entry.on_unwanted is not None:
+                    entry.on_unwanted()
 
     def renew(self, ticket_ids: Iterable[str]) -> list[str]:
         """Heartbeat: these live for another lease_s. Returns the ids that are not held or expected (any more)."""

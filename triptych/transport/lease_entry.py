@@ -59,7 +59,8 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Entry:
-    """One ticket. `error` is what pin raises in FAILED and GONE, and what remains after a deferred drop."""
+    """One ticket. `error` is what pin raises in FAILED and GONE, and what remains after a deferred drop. `on_unwanted`
+    runs when a pending one is released."""
 
     ticket_id: str
     state: State
@@ -67,6 +68,7 @@ class Entry:
     lease: Lease | None = None
     error: TriptychError | None = None
     num_pins: int = 0
+    on_unwanted: Callable[[], None] | None = None
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
 
