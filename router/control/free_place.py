@@ -15,8 +15,8 @@ def lacking_text(
 ) -> str:
     """In words, what one more actor of `size` processes needs and the cluster does not have; empty when nothing.
 
-    bundle: what each process holds. nodes: those alive, as `ray.nodes()` tells them. free: summed over nodes; that it is
-    enough and yet scattered goes unseen.
+    bundle: what each process holds. nodes: those alive, as `ray.nodes()` tells them. free: summed over nodes; that
+    it is enough and yet scattered goes unseen.
     """
     fitting = [node for node in nodes if _has_labels(node["Labels"], labels)]
     if labels and not fitting:
