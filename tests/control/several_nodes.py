@@ -1,7 +1,6 @@
 """What test_ray_nodes.py runs, each in a process of its own: a Ray cluster of several nodes with GPUs that are none.
 
 `python several_nodes.py node_loss`: the node that has the controller goes while requests run.
-`python several_nodes.py autoscaler`: actors that have no place bring nodes.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.cluster_utils import AutoscalingCluster
 from ray.cluster_utils import Cluster as RayCluster
 from steady_load import SteadyLoad, until
 from test_ray_detached_controller import named, ready_ids, stages_of
@@ -92,53 +90,9 @@ async def node_loss() -> None:
         await until(lambda: not named(NAMESPACE))
 
 
-async def autoscaler() -> None:
-    """Ray's autoscaler with nodes that are processes: decode actors hold a GPU each, and the head has none."""
-    cluster = AutoscalingCluster(
-        head_resources={"CPU": 2},
-        worker_node_types={
-            "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
-        },
-        idle_timeout_minutes=0.05,
-        autoscaler_v2=True,
-    )
-    cluster.start()
-    try:
-        ray.init("auto", namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False)
-        await _grow_and_shrink()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-async def _grow_and_shrink() -> None:
-    config = make_config({"encoder": {}, "prefill": {}, "decode": {"num_gpus": 1}})
-    ours = Cluster.open(config)
-    server = RouterServer(config, ours)
-    try:
-        async with AsyncClient(await server.start(), timeout_s=90.0) as client, SteadyLoad(client) as load:
-            counts = [num_gpus()]
-            await client.scale(StageName.DECODE, 2)
-            counts.append(num_gpus())
-            await load.answers_more(5)
-            await client.scale(StageName.DECODE, 1)
-            await until(lambda: num_gpus() == 1)
-            counts.append(num_gpus())
-            await load.answers_more(5)
-        load.assert_none_lost()
-        print("nodes with a GPU:", ", then ".join(str(count) for count in counts), flush=True)
-    finally:
-        await server.stop()
-        await ours.controller(config).end()
-
-
-def num_gpus() -> int:
-    return round(sum(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]))
-
-
 def _node_id(actor: object) -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
 if __name__ == "__main__":
-    asyncio.run({"node_loss": node_loss, "autoscaler": autoscaler}[sys.argv[1]]())
+    asyncio.run({"node_loss": node_loss}[sys.argv[1]]())

@@ -30,8 +30,3 @@ def test_a_lost_node_takes_the_controller_and_no_request_with_it() -> None:
     said = run("node_loss")
     assert "obstacle: the cluster lacks GPUs (1 an actor, 0 free)" in said
     assert "answers" in said
-
-
-def test_actors_without_a_place_bring_nodes_and_go_with_them() -> None:
-    said = run("autoscaler")
-    assert "nodes with a GPU: 1, then 2, then 1" in said
