@@ -99,7 +99,7 @@ class ShmConsumerLane:
             crc32 = handle.crc32 if handle.HasField("crc32") else None
             try:
                 if handle.may_stay and crc32 is None:
-                    tensor = await run_copy(spec.num_bytes, read_in_place, piece, spec)
+                    tensor = read_in_place(piece, spec)
                 else:
                     tensor = torch.empty(spec.shape, dtype=spec.dtype)
                     await run_copy(spec.num_bytes, copy_out, piece, crc32, tensor)

@@ -39,7 +39,8 @@ class SlabPiece:
 def read_in_place(piece: SlabPiece, spec: TensorSpec, folder: Path = SHARED_MEMORY_FOLDER) -> torch.Tensor:
     """The tensor `spec` in the memory of `piece`, which stays locked until the tensor and all views of it are gone.
 
-    The mapping is private: whoever writes to the tensor writes to pages of its own, and nobody else sees that.
+    Takes microseconds, whatever the length: pages are mapped when they are first read. The mapping is private: whoever
+    writes to the tensor writes to pages of its own, and nobody else sees that.
     Raises Unavailable when the slab can't be read here (any more), IntegrityError when name or bounds are wrong.
     """
     memory, start = _map(piece, folder)
@@ -54,6 +55,7 @@ def copy_out(piece: SlabPiece, crc32: int | None, target: torch.Tensor, folder: 
     assert target.nbytes == piece.num_bytes
     memory, start = _map(piece, folder)
     with memory:
+        _map_pages(memory)
         source = np.frombuffer(memory, np.uint8, piece.num_bytes, start)
         actual = copy_bytes(source, byte_array(target), crc32 is not None)
         del source  # Or the mapping could not be closed.
@@ -109,7 +111,6 @@ def _map_locked(piece: SlabPiece, file: int) -> tuple[mmap.mmap, int]:
     if STAMP.unpack_from(memory, first - begin)[0] != piece.stamp:
         memory.close()
         raise _taken_back(piece)
-    _map_pages(memory)
     return memory, piece.offset - begin
 
 
