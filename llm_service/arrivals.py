@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,14 +20,17 @@ class Arrivals:
     """Owns the fetches of one request. tensors: [length, hidden] for each media span, None until it has arrived;
     filled by `supply` on the engine's thread alone, and shared by all sequences of the request.
 
-    `close` in any case: what has not arrived by then is cancelled and let go of.
+    ends: where each media span ends in the prompt. `close` in any case: what has not arrived by then is cancelled, and
+    its ticket released.
     """
 
-    def __init__(self, fetches: list[Fetch], supply: Supply) -> None:
+    def __init__(self, fetches: list[Fetch], ends: Sequence[int], supply: Supply) -> None:
         self.tensors: list[Tensor | None] = [None] * len(fetches)
         self.fetched: dict[int, FetchedTensor] = {}
+        self._ends = ends
         self._supply = supply
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._failure: asyncio.Future[None] = self._loop.create_future()
         self._tasks = [asyncio.create_task(fetch) for fetch in fetches]
         for index, task in enumerate(self._tasks):
             task.add_done_callback(partial(self._arrived, index))
@@ -44,6 +47,16 @@ class Arrivals:
             if not task.done():
                 task.cancel()
                 await asyncio.wait((task,))
+
+    def skip(self, num_tokens: int) -> None:
+        """Media that end within the first `num_tokens` are not needed: their tickets are released. From any thread."""
+        unneeded = [task for task, end in zip(self._tasks, self._ends, strict=True) if end <= num_tokens]
+        try:
+            for task in unneeded:
+                self._loop.call_soon_threadsafe(task.cancel)
+        except RuntimeError:
+            # The loop was closed under the request; nothing is fetched any more.
+            return
 
     async def close(self) -> None:
         """Idempotent."""

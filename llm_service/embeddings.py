@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -57,6 +57,11 @@ class EmbeddingArrival:
     def tensors(self) -> Sequence[Tensor | None]:
         """What the request's sequences begin with, see `Sequence.embeddings`."""
         return self._here.tensors if self._arrivals is None else self._arrivals.tensors
+
+    @property
+    def skip(self) -> Callable[[int], None] | None:
+        """What a sequence that needs the embeddings for itself alone may tell, see `Sequence.on_cached`."""
+        return None if self._arrivals is None else self._arrivals.skip
 
     async def beside(self, work: Coroutine[Any, Any, Result]) -> Result:
         """What `work` returns or raises. When an embedding fails before that its error, and `work` is cancelled."""
@@ -113,7 +118,7 @@ class EmbeddingSource:
             return
         timeout_s = deadline.next_hop_s("fetch embeddings")
         fetches = [self._fetch_checked(request, index, ticket, timeout_s) for index, ticket in enumerate(tickets)]
-        arrivals = Arrivals(fetches, self._supply)
+        arrivals = Arrivals(fetches, [span.end for span in request.prompt.media], self._supply)
         try:
             yield EmbeddingArrival(Embeddings(), arrivals)
         finally:

@@ -153,6 +153,7 @@ class Scheduler:
         sequence.num_computed_tokens = len(shared) * self.pool.page_size
         if sequence.num_preemptions == 0:
             sequence.num_cached_prompt_tokens = sequence.num_computed_tokens
+        sequence.skip_cached()
         return True
 
     def _match_prefix(self, sequence: Sequence, num_tokens: int) -> list[int]:
@@ -167,6 +168,8 @@ class Scheduler:
         num_parked = len(sequence.parked_pages)
         self.cache.import_pages(table[num_shared:num_parked], sequence.parked_pages[num_shared:])
         sequence.parked_pages = None
+        # Others may have computed more of the same prompt meanwhile.
+        sequence.num_computed_tokens = max(sequence.num_computed_tokens, num_shared * self.pool.page_size)
         self._publish_pages(sequence, num_shared, sequence.num_computed_tokens)
 
     def _preempt(self, sequence: Sequence) -> None:

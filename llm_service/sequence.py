@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
@@ -67,6 +67,8 @@ class Sequence:
     choice_index: int = 0
     # Follows the tokens as they become known; the next token can be chosen only then.
     form: AnswerForm | None = None
+    # Told on the engine's thread that so many tokens of the prompt, and the media among them, need not be computed.
+    on_cached: Callable[[int], None] | None = None
     # Tokens at which it ends, whatever they are; known when it is added to an engine.
     token_limit: int = NO_LIMIT
 
@@ -79,6 +81,8 @@ class Sequence:
     num_tokens_before_end: int = field(init=False)
     # Nothing is on its way any more; looked at in every step.
     _is_supplied: bool = field(init=False, default=False)
+    # Embeddings of media among the computed tokens were never fetched.
+    _lacks_computed: bool = field(init=False, default=False)
     # Both run ahead of the device: they count what steps in flight compute and choose.
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
@@ -114,6 +118,16 @@ class Sequence:
         assert self.num_computed_tokens == 0 and self.num_generated_tokens == 0
         self.num_computed_tokens = self.prompt.num_tokens - 1
         self.parked_pages = pages
+
+    def skip_cached(self) -> None:
+        """Pages were found for the tokens that count as computed. Media among them that have not come are not waited
+        for; when preempted, it is parked from now on."""
+        if self.on_cached is None or self.embeddings is None or self.has_all_embeddings:
+            return
+        media = zip(self.prompt.media, self.embeddings, strict=True)
+        if any(part is None and span.end <= self.num_computed_tokens for span, part in media):
+            self._lacks_computed = True
+            self.on_cached(self.num_computed_tokens)
 
     def expect_token(self) -> None:
         """A step was launched that chooses the next token."""
@@ -177,7 +191,7 @@ class Sequence:
 
     @property
     def can_recompute(self) -> bool:
-        return self.embeddings is not None
+        return self.embeddings is not None and not self._lacks_computed
 
     def positions(self, start: int, end: int) -> NDArray[np.int64]:
         """mRoPE positions [3, end - start] of the tokens [start, end).

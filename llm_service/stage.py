@@ -188,6 +188,7 @@ class LlmStage:
             async with self._embeddings.arriving(request, deadline) as arrival:
                 sequence, *others = await self._sequences(request, arrival.tensors)
                 sequence.is_prefill_only, sequence.is_prompt_shared = True, bool(others)
+                sequence.on_cached = None if others else arrival.skip
                 (run,) = await arrival.beside(self._runs.run(self._engine, [sequence], hold, None))
         output = run.ended.result()
         note_prefill(sequence)
@@ -216,6 +217,7 @@ class LlmStage:
     ) -> DecodeResult:
         async with self._embeddings.arriving(request, deadline) as arrival:
             sequences = await self._sequences(request, arrival.tensors)
+            sequences[0].on_cached = arrival.skip if len(sequences) == 1 else None
             runs = await arrival.beside(self._runs.run(self._engine, sequences, hold, channel))
         first = sequences[0]
         num_tokens = sum(run.num_tokens for run in runs)

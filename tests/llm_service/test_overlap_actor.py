@@ -132,7 +132,12 @@ async def test_an_encoder_that_fails_after_half_of_the_pictures(model: Model, cl
     await running.wait_released()
     again = cluster.prompt(case, grant=False)
     call = asyncio.ensure_future(prefill(cluster, running, again, case))
-    # Nobody grants the first one again.
+    # Nobody grants the first one again: its ticket is released, so that no encoder makes it.
+    first_id = again.media[0].ticket.ticket_id
+    unwanted: list[str] = []
+    cluster.producer.leases.expect(first_id, on_unwanted=lambda: unwanted.append(first_id))
+    await until(lambda: unwanted == [first_id])
+    assert not call.done()
     grant(cluster, again, case, 1)
     response = await call
     assert response.first_token_id == case.expected[0]

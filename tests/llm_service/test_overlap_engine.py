@@ -110,6 +110,51 @@ def test_pages_in_the_prefix_cache_need_no_picture(model: Model, make_engine: Ma
     assert sequence.num_cached_prompt_tokens == case.prompt.num_tokens - 1
 
 
+@pytest.mark.parametrize("computed_meanwhile", [False, True])
+def test_preempted_with_pictures_that_were_skipped(
+    model: Model, make_engine: MakeEngine, computed_meanwhile: bool
+) -> None:
+    """It is parked, for those pictures never come; others may have computed more of its prompt by then."""
+    case, text = model.case(NAME), model.case("text")
+    engine = make_engine(page_size=1, num_pages=case.prompt.num_tokens + NUM_NEW_TOKENS + 1, overlap_min_tokens=1)
+    earlier, embeddings = arriving(case, greedy(1))
+    for index in (0, 1):
+        engine.supply(embeddings, index, case.embeddings[index])
+    engine.add(earlier)
+    settle(engine)
+    engine.abort(earlier)
+    skipped: list[int] = []
+    sequence, embeddings = arriving(case)
+    sequence.on_cached = skipped.append
+    decoding = new_sequence(text)
+    for added in (decoding, sequence):
+        engine.add(added)
+        engine.step()
+    assert skipped == [case.prompt.media[2].offset]
+    assert not sequence.can_recompute
+    while decoding.state is not SequenceState.FINISHED:
+        engine.step()
+    assert sequence.num_preemptions == 1 and sequence.num_cached_prompt_tokens == skipped[0]
+    if computed_meanwhile:
+        engine.abort(sequence)
+        engine.step()
+        sequence, embeddings = arriving(case)
+        sequence.on_cached, skipped[:] = skipped.append, []
+        engine.add(sequence)
+        engine.step()
+        assert skipped
+        engine.scheduler._preempt(sequence)
+        engine.scheduler.waiting.remove(sequence)
+        engine.run([new_sequence(case, greedy(1))])
+        engine.add(sequence)
+        engine.step()
+        assert sequence.num_computed_tokens >= case.prompt.num_tokens - 1
+    engine.supply(embeddings, 2, case.embeddings[2])
+    engine.run()
+    assert answer(sequence) == case.expected
+    assert engine.pool.num_held_pages == 0
+
+
 def test_preempted_while_it_waits(model: Model, make_engine: MakeEngine) -> None:
     """What was found in the prefix cache is gone then, and its pictures have to come after all."""
     case, text = model.case("two images"), model.case("text")
