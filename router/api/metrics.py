@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from router.api.counted_histogram import CountedHistogram
 from router.api.dispatch_metrics import DispatchMetrics
@@ -33,9 +33,10 @@ class RouterMetrics:
         self._registry = registry = CollectorRegistry()
         model = {"model_name": model_name}
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            metric = Histogram(f"triptych:{name}", text, ["model_name"], buckets=buckets, registry=registry)
-            return metric.labels(**model)
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> CountedHistogram:
+            metric = CountedHistogram(f"triptych:{name}", text, model_name, buckets)
+            registry.register(metric)
+            return metric
 
         def counter(name: str, text: str) -> Counter:
             return Counter(f"triptych:{name}", text, ["model_name"], registry=registry).labels(**model)
@@ -65,10 +66,7 @@ class RouterMetrics:
         self.tpot = histogram(
             "request_time_per_output_token_seconds", "Mean time of a request's tokens after the first.", _TOKEN_BUCKETS
         )
-        self.itl = CountedHistogram(
-            "triptych:inter_token_latency_seconds", "Time between two tokens of an answer.", model_name, _TOKEN_BUCKETS
-        )
-        registry.register(self.itl)
+        self.itl = histogram("inter_token_latency_seconds", "Time between two tokens of an answer.", _TOKEN_BUCKETS)
         self.e2e = histogram("e2e_request_latency_seconds", "Arrival to the end of the answer.", _E2E_BUCKETS)
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of answered requests.")
         self._media_tokens = counter("media_tokens", "Part of the prompt tokens that stand for pictures and videos.")
@@ -126,10 +124,12 @@ class RouterMetrics:
         self._phases.note(summary)
         usage = summary.usage
         self._prompt_tokens.inc(usage.prompt_tokens)
-        self._media_tokens.inc(usage.media_tokens)
+        if usage.media_tokens:
+            self._media_tokens.inc(usage.media_tokens)
         self._cached_tokens.inc(usage.cached_prompt_tokens)
         route = summary.route
-        self._retries.inc(max(0, route.attempts - 1))
+        if route.attempts > 1:
+            self._retries.inc(route.attempts - 1)
         if usage.media_tokens:
             place = "encoder" if route.encoder_actors else "language_actor"
             self._encode_places.labels(
@@ -194,7 +194,7 @@ def _value(counter: Counter) -> float:
     return next(sample.value for family in counter.collect() for sample in family.samples if "_total" in sample.name)
 
 
-def _histogram(histogram: Histogram) -> admin_pb2.Histogram:
+def _histogram(histogram: CountedHistogram) -> admin_pb2.Histogram:
     told = admin_pb2.Histogram()
     below = 0
     for sample in (sample for family in histogram.collect() for sample in family.samples):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry
 
+from router.api.counted_histogram import CountedHistogram
 from triptych.v1 import inference_pb2
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -14,9 +15,10 @@ class PhaseMetrics:
     """A request counts in the phases that it had: one without pictures has no encode, one actor no KV transfer."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
-        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            metric = Histogram(f"triptych:{name}", text, ["model_name"], buckets=buckets, registry=registry)
-            return metric.labels(model_name=model_name)
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> CountedHistogram:
+            metric = CountedHistogram(f"triptych:{name}", text, model_name, buckets)
+            registry.register(metric)
+            return metric
 
         self._prepare = histogram("request_prepare_time_seconds", "Router: tokenize and read headers.")
         self._admission = histogram("request_admission_time_seconds", "Router: wait for room in the stages.")

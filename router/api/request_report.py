@@ -14,9 +14,12 @@ logger = logging.getLogger(__name__)
 
 def report_answered(api: str, summary: inference_pb2.GenerateSummary) -> None:
     """Inside the request's scope. Span attributes follow OpenTelemetry's conventions for generative AI."""
+    recorder, is_logged = recorder_here(), logger.isEnabledFor(logging.INFO)
+    if recorder is None and not is_logged:
+        return
     told = _figures(api, summary)
-    logger.info("answered", extra=figures(**told))
-    recorder = recorder_here()
+    if is_logged:
+        logger.info("answered", extra=figures(**told))
     if recorder is None:
         return
     recorder.describe(

@@ -22,7 +22,8 @@ class DecodedTokens:
         """`on_tokens` gets everything that comes, of all answers of the walk."""
         self._on_tokens = on_tokens
         self._kept: list[Tokens] | None = []
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._error: Exception | None = None
+        self._answered: asyncio.Future[None] | None = None
 
     def put(self, tokens: Tokens) -> None:
         """Tokens of a step."""
@@ -33,9 +34,11 @@ class DecodedTokens:
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come."""
-        if not self._failed.done():
-            self._failed.set_exception(error)
-            self._failed.exception()  # Whoever is answered already never asks; that is no mistake.
+        if self._error is not None:
+            return
+        self._error = error
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(error)
 
     def let_through(self) -> None:
         """Hands on what was kept, and from now on everything at once."""
@@ -45,7 +48,7 @@ class DecodedTokens:
 
     async def wait_for(self, answered: asyncio.Future[None]) -> None:
         """Returns when `answered` is done; raises what `fail` was given when that was before."""
-        if not answered.done():
-            await asyncio.wait((answered, self._failed), return_when=asyncio.FIRST_COMPLETED)
-        if not answered.done():
-            self._failed.result()
+        if not answered.done() and self._error is not None:
+            raise self._error
+        self._answered = answered
+        await answered

@@ -72,6 +72,13 @@ class Placer:
         Waits until every stage that it needs has a member; raises Unavailable naming the stage when the deadline
         passes first.
         """
+        if self._missing_stage(request) is not None:
+            await self._wait_for_stages(request, deadline)
+        placement = self._choose(request, {*avoid, *self._circuits.open_actors()})
+        self._circuits.note_chosen(member.actor_id for member in placement.members)
+        return placement
+
+    async def _wait_for_stages(self, request: PreparedRequest, deadline: Deadline) -> None:
         work = Load(sum(item.num_patches for item in request.media), len(request.token_ids))
         self._waiting_load = self._waiting_load + work
         try:
@@ -86,9 +93,6 @@ class Placer:
             ) from None
         finally:
             self._waiting_load = self._waiting_load - work
-        placement = self._choose(request, {*avoid, *self._circuits.open_actors()})
-        self._circuits.note_chosen(member.actor_id for member in placement.members)
-        return placement
 
     @property
     def waiting_load(self) -> Load:
@@ -219,16 +223,17 @@ class Placer:
 
     def _missing_stage(self, request: PreparedRequest) -> StageName | None:
         """A stage without which the request can't be served now."""
-        has = {stage: bool(self._membership.members(stage)) for stage in StageName}
-        if request.media and self._settings.needs_encoder and not has[StageName.ENCODER]:
+        members = self._membership.members
+        if request.media and self._settings.needs_encoder and not members(StageName.ENCODER):
             return StageName.ENCODER
-        if has[StageName.PREFILL_DECODE] or (has[StageName.PREFILL] and has[StageName.DECODE]):
+        if members(StageName.PREFILL_DECODE):
+            return None
+        has_prefill, has_decode = bool(members(StageName.PREFILL)), bool(members(StageName.DECODE))
+        if has_prefill and has_decode:
             return None
         if self._settings.config.mode is Mode.COLOCATED:
             return StageName.PREFILL_DECODE
-        if has[StageName.DECODE]:
-            return StageName.PREFILL
-        return StageName.DECODE if has[StageName.PREFILL] else StageName.PREFILL
+        return StageName.DECODE if has_prefill else StageName.PREFILL
 
     def _forget_the_gone(self) -> None:
         present = {member.actor_id for member in self._membership.all_members()}

@@ -72,11 +72,7 @@ class Preparation:
             request_id=request.request_id or new_id(),
             token_ids=prompt.token_ids,
             media=items,
-            sampling=replace(
-                sampling,
-                max_tokens=min(sampling.max_tokens, num_free_tokens),
-                min_tokens=min(sampling.min_tokens, num_free_tokens),
-            ),
+            sampling=_within(sampling, num_free_tokens),
             prefix_keys=prefix_keys(prompt.token_ids, items),
             prepare_s=time.monotonic() - begun_at,
         )
@@ -147,6 +143,14 @@ class Preparation:
             "(of the model, or stages.*.max_context_tokens where that is set)",
             field="messages",
         )
+
+
+def _within(sampling: SamplingParameters, num_free_tokens: int) -> SamplingParameters:
+    """The same for an answer that has room for so many tokens."""
+    if sampling.max_tokens <= num_free_tokens:
+        return sampling
+    min_tokens = min(sampling.min_tokens, num_free_tokens)
+    return replace(sampling, max_tokens=num_free_tokens, min_tokens=min_tokens)
 
 
 def _is_quick(request: inference_pb2.GenerateRequest) -> bool:

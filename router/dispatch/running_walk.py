@@ -41,8 +41,9 @@ class RunningWalk:
 
     async def end(self) -> None:
         """Cancels what still runs and waits for it."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
         self.walk.close()
 
     async def _run(self, deadline: Deadline) -> None:

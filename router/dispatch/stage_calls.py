@@ -11,6 +11,7 @@ import grpc
 
 from router.control.membership import Member, Membership
 from router.dispatch.remote_failure import is_actor_lost
+from router.dispatch.stage_stubs import StubPool
 from triptych.errors import TriptychError
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
@@ -18,11 +19,8 @@ from triptych.rpc.status import rpc_errors
 from triptych.telemetry.request_scope import trace_metadata
 from triptych.v1 import (
     encoder_pb2,
-    encoder_pb2_grpc,
     language_pb2,
-    language_pb2_grpc,
     tensor_pb2,
-    tensor_pb2_grpc,
 )
 
 logger = logging.getLogger(__name__)
@@ -37,7 +35,7 @@ class StageCalls:
     """Calls raise TriptychErrors and end with their task; an actor whose connection fails is reported lost."""
 
     def __init__(self, channels: ChannelPool, membership: Membership) -> None:
-        self._channels = channels
+        self._stubs = StubPool(channels)
         self._membership = membership
         self._background: set[asyncio.Task[None]] = set()
 
@@ -45,21 +43,21 @@ class StageCalls:
         self, member: Member, request: encoder_pb2.EncodeRequest, deadline: Deadline
     ) -> encoder_pb2.EncodeResponse:
         """Returns when every item is encoded; the embeddings stay with the encoder."""
-        stub = encoder_pb2_grpc.EncoderServiceStub(self._channels.get(member.endpoint))
+        stub = self._stubs.get(member.endpoint).encoder
         return await self._call(member, stub.Encode, request, deadline)
 
     async def prefill(
         self, member: Member, request: language_pb2.PrefillRequest, deadline: Deadline
     ) -> language_pb2.PrefillResponse:
         """Returns with the first token; the KV pages stay with the prefill actor."""
-        stub = language_pb2_grpc.LanguageServiceStub(self._channels.get(member.endpoint))
+        stub = self._stubs.get(member.endpoint).language
         return await self._call(member, stub.Prefill, request, deadline)
 
     async def decode(
         self, member: Member, request: language_pb2.DecodeRequest, deadline: Deadline
     ) -> language_pb2.DecodeResponse:
         """Returns after the last token was sent on the step stream."""
-        stub = language_pb2_grpc.LanguageServiceStub(self._channels.get(member.endpoint))
+        stub = self._stubs.get(member.endpoint).language
         return await self._call(member, stub.Decode, request, deadline)
 
     def release(self, member: Member, ticket_ids: Sequence[str]) -> None:
@@ -80,7 +78,7 @@ class StageCalls:
         task.add_done_callback(self._background.discard)
 
     async def _abort_choice(self, member: Member, request_id: str, choice_index: int) -> None:
-        stub = language_pb2_grpc.LanguageServiceStub(self._channels.get(member.endpoint))
+        stub = self._stubs.get(member.endpoint).language
         choice = language_pb2.ChoiceOfRequest(request_id=request_id, choice_index=choice_index)
         request = language_pb2.AbortRequest(choices=[choice])
         try:
@@ -89,7 +87,7 @@ class StageCalls:
             logger.debug("answer %d of %s was not stopped: %s", choice_index, request_id, error.message)
 
     async def _release(self, member: Member, ticket_ids: Sequence[str]) -> None:
-        stub = tensor_pb2_grpc.TensorServiceStub(self._channels.get(member.endpoint))
+        stub = self._stubs.get(member.endpoint).tensor
         request = tensor_pb2.ReleaseRequest(ticket_ids=ticket_ids)
         try:
             await self._call(member, stub.Release, request, Deadline.after(RELEASE_TIMEOUT_S))

@@ -121,6 +121,8 @@ def _prompt(
 def _remaining_sampling(request: PreparedRequest, num_generated: int) -> common_pb2.SamplingParameters:
     """The request's own parameters, less what was generated already. Stop strings are the router's work."""
     sampling = request.sampling
+    if not num_generated and not sampling.stop:
+        return sampling.to_proto()
     return replace(
         sampling,
         max_tokens=sampling.max_tokens - num_generated,

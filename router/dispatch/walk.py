@@ -148,7 +148,7 @@ class Walk:
         self.record.num_decoded += len(tokens.token_ids)
         self.record.note_tokens(tokens)
         output.put(tokens)
-        if self.record.is_answered:
+        if self.record.is_answered and not answered.done():
             answered.set_result(None)
         elif tokens.choice_index in self._stopped and not tokens.is_last:
             # The word came before the actor had begun with it.

@@ -116,7 +116,7 @@ class PromptBuilder:
         for index, (kind, item) in enumerate(zip(kinds, media, strict=True)):
             if kind != item.kind:
                 raise InvalidRequest(f"media {index} is a {item.kind}, expected the {kind} of its place", field="media")
-        return self._expand(self._tokenizer.encode(rendered, add_special_tokens=False), media)
+        return self._expand(self._token_ids(rendered), media)
 
     def is_far_longer(self, text: str, num_tokens: int) -> bool:
         """Does `text` have more than 1.5 times `num_tokens`? Costs no more than that many tokens do.
@@ -130,7 +130,7 @@ class PromptBuilder:
         num_counted = 0
         for start in range(0, len(text), PIECE_CHARACTERS):
             piece = text[start : start + PIECE_CHARACTERS]
-            num_counted += len(self._tokenizer.encode(piece, add_special_tokens=False))
+            num_counted += len(self._token_ids(piece))
             if num_counted > most:
                 return True
         return False
@@ -149,6 +149,11 @@ class PromptBuilder:
     def detokenizer(self) -> IncrementalDetokenizer:
         """A detokenizer for the tokens of one answer."""
         return IncrementalDetokenizer(self._token_bytes)
+
+    def _token_ids(self, text: str) -> list[int]:
+        """Past transformers' own layer, which takes as long as tokenizing a short text."""
+        ids: list[int] = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _expand(self, rendered_ids: Sequence[int], media: Sequence[MediaGrid]) -> Prompt:
         """Repeats each placeholder as often as its item has embeddings."""
