@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, pairwise
 
 from benchmarks.scaling.pool import DecodePool, FlowPool
 from benchmarks.scaling.rates import ActorRates
@@ -64,6 +64,16 @@ class Outcome:
     def num_changes(self) -> int:
         """Decisions but for those that were there at the beginning."""
         return sum(decision.reason != BEGIN for decision in self.decisions)
+
+    @property
+    def num_turns(self) -> int:
+        """How often a stage that had grown shrank, or the other way round."""
+        turns = 0
+        for stage in STAGES:
+            targets = [decision.target for decision in self.decisions if decision.stage is stage]
+            directions = [after > before for before, after in pairwise(targets) if after != before]
+            turns += sum(before != after for before, after in pairwise(directions))
+        return turns
 
     @property
     def total_actor_seconds(self) -> float:
@@ -157,9 +167,7 @@ class Simulation:
 
         def decoded(now_s: float) -> None:
             tpot_s = (now_s - first_s) / num_later
-            self._answered(
-                now_s, AnswerTimes(times.prompt_tokens, times.ttft_s, tpot_s, times.encode_s, times.prefill_s)
-            )
+            self._answered(now_s, replace(times, tpot_s=tpot_s))
 
         self._decode.submit(first_s, request.prompt_tokens + num_later, num_later, decoded)
 

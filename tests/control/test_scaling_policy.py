@@ -44,6 +44,7 @@ class Stage:
         self.now_s = 0.0
         self.waiting = 0.0
         self.state = ScalingState()
+        self.settings = SETTINGS
         self.changes: list[tuple[float, int]] = []
 
     def context(self, arriving: float, attainment: float | None = None, held: float = 0.0) -> ScalingContext:
@@ -52,7 +53,7 @@ class Stage:
             actors=ActorCounts(self.wanted, self.wanted),
             bounds=self.bounds,
             start_s=START_S,
-            settings=SETTINGS,
+            settings=self.settings,
             flows=(Flow(arriving, self.waiting, WORK_PER_S),),
             holdings=(Holding(held, 32),),
             attainment=attainment,
@@ -178,6 +179,29 @@ def test_decode_grows_with_its_streams() -> None:
     for _ in range(60):
         stage.step(0.0, held=100.0)
     assert stage.wanted == 5  # 100 of 32 each, at 0.7
+
+
+def test_uneven_arrivals_get_more_room_than_even_ones_of_the_same_rate() -> None:
+    def settled(load: Callable[[float], float]) -> int:
+        stage = Stage(4, Bounds(1, 40))
+        stage.settings = SETTINGS.model_copy(update={"headroom_deviations": 2.0, "smoothing_s": 60.0})
+        stage.run(load, 3_600)
+        return stage.wanted
+
+    even = settled(lambda now_s: 3_000.0)
+    uneven = settled(lambda now_s: 12_000.0 if now_s % 4 == 0 else 0.0)
+    # 3 actors' load at 0.7; the deviation of a second is 5.2, of the 2 s that may be waited 3.7: 3 + 2 * 3.7.
+    assert even == 5
+    assert uneven in (11, 12)
+
+
+def test_a_stage_does_not_shrink_while_work_waits() -> None:
+    stage = Stage(6, Bounds(1, 40))
+    stage.run(lambda now_s: 900.0, 20)
+    context = replace(stage.context(900.0), now_s=500.0)
+    assert load_and_slo(context)[0] < 6
+    waiting = replace(context, flows=(Flow(900.0, 60_000.0, WORK_PER_S),))
+    assert load_and_slo(waiting)[0] == 6
 
 
 def test_an_idle_stage_goes_to_zero_and_comes_back_with_the_first_work() -> None:

@@ -43,6 +43,12 @@ class ScalingSection(Section):
     target_utilization: float = Field(
         0.7, gt=0, le=1, description="How much of what its actors can do a stage should be asked for."
     )
+    headroom_deviations: float = Field(
+        0.0,
+        ge=0,
+        description="Room for bursts shorter than a start: so many standard deviations of the work that arrives within "
+        "ttft_s, as measured. The larger of this and target_utilization counts.",
+    )
     smoothing_s: float = Field(10.0, gt=0, description="Time constant of the average of arriving work.")
     start_s: float = Field(
         20.0,

@@ -76,6 +76,7 @@ class ScalingState:
     grew_s: float = float("-inf")
     shrank_s: float = float("-inf")
     rates: tuple[float, ...] = ()  # smoothed arrivals of each flow
+    variances: tuple[float, ...] = ()  # of each flow's arrivals, of what comes in a second
     correction: float = 1.0
     lowest: SlidingExtreme = field(default_factory=SlidingExtreme)
     highest: SlidingExtreme = field(default_factory=SlidingExtreme)

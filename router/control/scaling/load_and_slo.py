@@ -13,13 +13,16 @@ _ROUNDING = 1e-6
 # that a stage which needed it does not try every few minutes whether it still does.
 _CORRECTION_GROWTH_S = 10.0
 _CORRECTION_DECAY_S = 3_600.0
+# Over how long the variation of arrivals is measured: long beside a burst, short beside a day.
+_VARIATION_S = 1_200.0
 
 
 def load_and_slo(context: ScalingContext) -> tuple[int, ScalingState]:
     """Grows to what the lowest load of about a start's time needs, shrinks to what the highest of down_window_s needs.
 
     Between the two the stage stays as it is. So a burst that is over before an actor could have started changes
-    nothing, unless what already waits would keep the present actors busy for longer than a start.
+    nothing, unless what already waits would keep the present actors busy for longer than a start. What a stage needs is
+    its load and, as square-root staffing has it, headroom_deviations of what arrives within a bound on TTFT.
     """
     state = _observed(context)
     wanted = context.actors.wanted
@@ -53,6 +56,8 @@ def _wish(context: ScalingContext, state: ScalingState) -> tuple[int, Reason]:
         return most, Reason.LOAD if is_by_load else Reason.SLO
     if not _has_seen(context, state, context.settings.down_window_s):
         return wanted, Reason.STEADY
+    if highest < wanted and _has_backlog(context, wanted):
+        return wanted, Reason.STEADY
     if highest == 0:
         is_idle = context.now_s - (state.work_s or 0.0) >= context.settings.zero_after_s
         return (0, Reason.IDLE) if is_idle and not context.has_work else (1, Reason.LOAD)
@@ -66,6 +71,11 @@ def _observed(context: ScalingContext) -> ScalingState:
     weight = 1.0 if before.seen_s is None else 1.0 - math.exp(-elapsed_s / settings.smoothing_s)
     arriving = [flow.arriving_per_s for flow in context.flows]
     rates = tuple(old + weight * (new - old) for old, new in zip(before.rates or arriving, arriving, strict=True))
+    slow = 1.0 - math.exp(-elapsed_s / _VARIATION_S)
+    variances = tuple(
+        old + slow * ((new - rate) ** 2 * elapsed_s - old)
+        for old, new, rate in zip(before.variances or [0.0] * len(arriving), arriving, rates, strict=True)
+    )
     began_s = now_s if before.began_s is None else before.began_s
     state = replace(
         before,
@@ -73,27 +83,42 @@ def _observed(context: ScalingContext) -> ScalingState:
         seen_s=now_s,
         work_s=now_s if context.has_work or before.work_s is None else before.work_s,
         rates=rates,
+        variances=variances,
         correction=_correction(context, elapsed_s),
     )
-    demand = _demand(context, state)
+    load = _load(context, state)
+    demand = max([load, *(share * state.correction for share in _with_backlog(context, state))])
     return replace(
         state,
         lowest=state.lowest.with_low(now_s, demand, _burst_s(context)),
-        highest=state.highest.with_high(now_s, demand, settings.down_window_s),
+        highest=state.highest.with_high(now_s, load, settings.down_window_s),
     )
 
 
-def _demand(context: ScalingContext, state: ScalingState) -> float:
-    """Actors that the load of this moment needs, as a real number; the scarcest resource decides.
+def _load(context: ScalingContext, state: ScalingState) -> float:
+    """Actors that what arrives and is held needs, as a real number; the scarcest resource decides.
 
-    What waits is to be worked off within the time of one start, beside what arrives.
+    A flow's variance is that of a rate measured over one second; over ttft_s, which it may wait, it is as much smaller.
     """
+    settings = context.settings
     flows = [
-        (rate + flow.waiting / context.start_s) / flow.work_per_s
+        max(
+            rate / settings.target_utilization,
+            rate + settings.headroom_deviations * math.sqrt(variance / settings.ttft_s),
+        )
+        / flow.work_per_s
+        for rate, variance, flow in zip(state.rates, state.variances, context.flows, strict=True)
+    ]
+    holdings = [holding.held / holding.capacity / settings.target_utilization for holding in context.holdings]
+    return state.correction * max([*flows, *holdings], default=0.0)
+
+
+def _with_backlog(context: ScalingContext, state: ScalingState) -> list[float]:
+    """Actors that work off what waits within the time of one start, beside what arrives."""
+    return [
+        (rate + flow.waiting / context.start_s) / flow.work_per_s / context.settings.target_utilization
         for rate, flow in zip(state.rates, context.flows, strict=True)
     ]
-    holdings = [holding.held / holding.capacity for holding in context.holdings]
-    return state.correction * max([*flows, *holdings], default=0.0) / context.settings.target_utilization
 
 
 def _backlog_actors(context: ScalingContext, state: ScalingState) -> int:
@@ -105,6 +130,11 @@ def _backlog_actors(context: ScalingContext, state: ScalingState) -> int:
         if flow.waiting > wanted * flow.work_per_s * context.start_s
     ]
     return _num_actors(max(needs, default=0.0))
+
+
+def _has_backlog(context: ScalingContext, wanted: int) -> bool:
+    """Whether more waits than one actor fewer works off within half a start."""
+    return any(2 * flow.waiting > (wanted - 1) * flow.work_per_s * context.start_s for flow in context.flows)
 
 
 def _correction(context: ScalingContext, elapsed_s: float) -> float:
