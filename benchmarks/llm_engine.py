@@ -88,8 +88,8 @@ def run_model(name: str, arguments: argparse.Namespace) -> None:
     from benchmarks.llm_bench.rows import ROWS
     from benchmarks.llm_bench.start import environment, measure_group_start, measure_start, section_of
 
-    logging.basicConfig(format="%(message)s")
-    for module in ("step_choice", "decode_graphs", "prompt_graphs", "fused_runner"):
+    logging.basicConfig(format="%(relativeCreated)d ms: %(message)s")
+    for module in ("kernel_warm_up", "step_choice", "decode_graphs", "prompt_graphs", "fused_runner"):
         logging.getLogger(f"llm_service.{module}").setLevel(logging.DEBUG)
     report: dict[str, Any] = {"environment": environment(), "rows": {}, "errors": {}}
     repeats = QUICK_REPEATS if arguments.quick else REPEATS

@@ -23,7 +23,6 @@ from llm_service.step_choice import Move, StepChoice, nearest, quickest
 from llm_service.step_inputs import fill_decodes, token_specs
 from llm_service.upload import Array, Fields, FieldSpec, Upload, array_specs, bytes_of
 from triptych.kernels.decode_attention import MAX_SPLITS
-from triptych.models.qwen2_5_vl.fused import SkinnyPlan
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def batch_buckets(max_batch: int) -> list[int]:
 
 
 # Computes a decode step of `batch` rows from the fields, as far as the sampled tokens.
-ComputeDecodes = Callable[[int, Mapping[str, Tensor], TritonStep, SkinnyPlan | None], None]
+ComputeDecodes = Callable[[int, Mapping[str, Tensor], TritonStep, StepChoice], None]
 
 # Tuning: tokens that each sequence attends to, and replays of a captured step.
 _TUNING_CONTEXT = 512
@@ -100,10 +99,9 @@ class DecodeGraphs:
     def tune(self, moves: Mapping[int, Seq[Move]], bases: Mapping[int, StepChoice], limit_s: float) -> None:
         """Finds how to compute steps of some batch sizes, by measurement; the buckets nearby follow. GPU only."""
         started_s = time.monotonic()
-        for batch in moves:
-            if batch > self.max_batch:
-                continue
-            left_s = limit_s - (time.monotonic() - started_s)
+        batches = [batch for batch in moves if batch <= self.max_batch]
+        for index, batch in enumerate(batches):
+            left_s = (limit_s - (time.monotonic() - started_s)) / (len(batches) - index)
             self._choices[batch] = quickest(bases[batch], moves[batch], partial(self._time_ms, batch), left_s)
         self._tables.zero_()
         torch.cuda.empty_cache()
@@ -119,7 +117,7 @@ class DecodeGraphs:
         if size == 1 or plan is None:
             return base
         num_splits = min(max(1, plan.num_splits * size // batch), MAX_SPLITS)
-        return replace(base, attention=replace(plan, num_splits=num_splits))
+        return replace(base, attention=replace(plan, num_splits=num_splits), batch=self._choices[size].batch)
 
     def _time_ms(self, batch: int, choice: StepChoice) -> float:
         """Milliseconds of a captured step at a usual context, every sequence with pages of its own."""
@@ -195,7 +193,7 @@ class DecodeGraphs:
         attention = TritonStep(self.cache, shape, step_fields, choice.pdl, choice.attention)
 
         def compute() -> None:
-            self._compute(batch, device, attention, choice.skinny)
+            self._compute(batch, device, attention, choice)
 
         return _Bucket(fields, attention, compute if capture is None else capture.of(compute))
 

@@ -26,7 +26,7 @@ from llm_service.attention.triton import (
 )
 from llm_service.decode_graphs import DecodeGraphs
 from llm_service.fused_sampler import FusedSampler
-from llm_service.kernel_warm_up import KernelUses, Task, compile_side_by_side
+from llm_service.kernel_warm_up import KernelUses, Task, compiling_side_by_side
 from llm_service.kv_cache import PagedKvCache
 from llm_service.logprobs import StepLogprobs, TokenLogprob
 from llm_service.page_pool import PAGE_TYPECODE
@@ -41,16 +41,16 @@ from llm_service.step_inputs import fill_decodes, fill_prefills, lay_over_media,
 from llm_service.upload import Array, FieldSpec, Upload, array_specs, bytes_of
 from triptych.errors import InvalidRequest
 from triptych.kernels.decode_attention import DecodePlan, choose_plan
-from triptych.models.qwen2_5_vl.fused import FusedLanguageModel, SkinnyPlan
+from triptych.models.qwen2_5_vl.fused import FusedLanguageModel
 from triptych.sampling import SamplingParameters
 
 logger = logging.getLogger(__name__)
 
 _FIRST_UPLOAD_BYTES = 1 << 20
 # Batch sizes whose steps are measured in several ways; those between follow the next of them.
-_TUNED_BATCHES = (1, 64, 128)
+_TUNED_BATCHES = (1, 16, 64, 128)
 # Most seconds for that, kernels compiled for it included, and for the warm-up.
-_MAX_TUNING_S = 4.0
+_MAX_TUNING_S = 2.5
 _MAX_WARM_UP_S = 3.0
 # cuBLAS chooses its kernel by the number of tokens; up to so many it is asked for each 128 of them.
 _FINE_WARM_UP_TOKENS = 4_096
@@ -126,7 +126,10 @@ class FusedModelRunner:
         """Compiles and loads kernels, measures which are quickest, and captures graphs; takes seconds."""
         is_cuda = self.cache.device.type == "cuda"
         if is_cuda:
-            compile_side_by_side(self._kernel_uses())
+            with compiling_side_by_side(self._kernel_uses()):
+                # The libraries have their own to prepare, outside of Python as well.
+                self._warm_up_sizes()
+            torch.cuda.empty_cache()
             self._tune()
         self._graphs.capture(self._progress)
         if is_cuda:
@@ -135,7 +138,8 @@ class FusedModelRunner:
         if is_cuda:
             # What the capture's stream holds serves no other.
             torch.cuda.empty_cache()
-            self._warm_up_sizes()
+            # The memory of the longest step serves all others.
+            self.model.warm_up(self._max_step_tokens)
             torch.cuda.synchronize()
 
     def _kernel_uses(self) -> list[Task]:
@@ -151,6 +155,7 @@ class FusedModelRunner:
                 self._plan_decodes(batch),
                 self.model.skinny_plan(batch) if batch <= self.model.max_skinny_tokens else None,
                 self.model.pdl,
+                self.model.batch_plan(batch) if batch > self.model.max_skinny_tokens else None,
             )
             for batch in _TUNED_BATCHES
         }
@@ -170,10 +175,10 @@ class FusedModelRunner:
         self._launch_every_kind(self._sampled.numel() - 1)
 
     def _warm_up_sizes(self) -> None:
-        """Likewise the linears that cuBLAS chooses by the number of tokens, and cuDNN's plans of whole prompts."""
+        """Likewise the linears that cuBLAS chooses by the number of tokens, and cuDNN's plans of whole prompts. Belongs
+        to the thread of the steps: cuDNN's plans are kept by thread."""
         started_s = time.monotonic()
         lengths = (*range(128, _FINE_WARM_UP_TOKENS, 128), *range(_FINE_WARM_UP_TOKENS, self._max_step_tokens + 1, 512))
-        # The longest first: its memory serves all others, and stays for the steps to come.
         for num_tokens in reversed(lengths):
             self.model.warm_up(min(num_tokens, self._max_step_tokens))
         shape, length = self.cache.shape, DENSE_MIN_TOKENS
@@ -221,9 +226,9 @@ class FusedModelRunner:
         return _rows_of_sampled(chunks)
 
     def _compute_decodes(
-        self, batch: int, fields: Mapping[str, Tensor], attention: TritonStep, skinny: SkinnyPlan | None
+        self, batch: int, fields: Mapping[str, Tensor], attention: TritonStep, choice: StepChoice
     ) -> None:
-        hidden = self.model.forward(self._embed(fields), fields["positions"], attention, skinny)
+        hidden = self.model.forward(self._embed(fields), fields["positions"], attention, choice.skinny, choice.batch)
         logits = self.model.logits(hidden, out=self._logits[:batch])
         self.sampler.sample(logits, fields, self._sampled[:batch], pdl=self.model.pdl)
 

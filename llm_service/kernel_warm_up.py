@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_service.kv_cache import PagedKvCache
 from triptych.kernels.activation import silu_and_mul
+from triptych.kernels.batch_linear import BatchTiling, batch_linear
 from triptych.kernels.decode_attention import (
     DecodePlan,
     DecodeWorkspace,
@@ -35,25 +37,34 @@ logger = logging.getLogger(__name__)
 # Most of a compilation runs outside of Python: in LLVM, in the assembler, in the compiler of the launcher.
 _MAX_THREADS = 8
 
+# A batch size for each tile of tokens.
+_BATCHES = (64, 128)
+
 Task = Callable[[], object]
 
 
-def compile_side_by_side(tasks: Seq[Task]) -> None:
-    """Runs each task once. One that fails compiles nothing, and fails again where it is needed."""
+@contextmanager
+def compiling_side_by_side(tasks: Seq[Task]) -> Iterator[None]:
+    """Runs each task once, while the caller does what needs no compiler; all are over when the block is. One that fails
+    compiles nothing, and fails again where it is needed."""
     started_s = time.monotonic()
     num_threads = min(_MAX_THREADS, os.cpu_count() or 1, len(tasks))
     with ThreadPoolExecutor(num_threads, thread_name_prefix="compile") as executor:
-        num_done = sum(executor.map(_is_done, tasks))
+        are_done = executor.map(_is_done, tasks)
+        yield
+        num_done = sum(are_done)
     logger.info("compiled kernels for %d of %d uses in %.1f s", num_done, len(tasks), time.monotonic() - started_s)
 
 
 def _is_done(task: Task) -> bool:
+    started_s = time.monotonic()
     try:
         with torch.inference_mode():
             task()
     except Exception as error:
         logger.warning("a kernel was not compiled ahead of its use: %s", str(error)[:300])
         return False
+    logger.debug("compiled for %s in %.1f s", getattr(task, "func", task), time.monotonic() - started_s)
     return True
 
 
@@ -83,7 +94,11 @@ class KernelUses:
         packed = [partial(self._packed_decode, batch, plan) for batch, plan in plans]
         prefills = [partial(self._prefill, num_splits) for num_splits in (1, 2)]
         skinny = list(self._skinny()) if self._model.max_skinny_tokens > 0 else []
-        return [*prefills, *decodes, *packed, *skinny, self._rotary, self._norms, self._activation, self._sample]
+        batches = list(self._batches())
+        return [
+            *self._samples(), *prefills, *decodes, *batches, *packed, *skinny, self._rotary, self._norms,
+            self._activation,
+        ]  # fmt: skip
 
     def _plans(self) -> Iterator[tuple[int, DecodePlan]]:
         """A batch size for each way to cut decodes."""
@@ -116,6 +131,29 @@ class KernelUses:
                 skinny_linear, self._zeros(1, linear.in_features), linear.weight, weight_scales=scales_of(linear),
                 residual=self._zeros(1, linear.out_features), tiling=tiling, pdl=plan.pdl,
             )  # fmt: skip
+
+    def _batches(self) -> Iterator[Task]:
+        """The linears of batches that are computed as those of `_BATCHES`, and the norms that add up their parts."""
+        attention, mlp = self._layer.self_attn, self._layer.mlp
+        for batch in sorted({min(batch, self._max_batch) for batch in _BATCHES}):
+            plan = self._model.batch_plan(batch)
+            if plan is None:
+                continue
+            for linear, tiling in (
+                (attention.qkv_proj, plan.qkv), (attention.o_proj, plan.o), (mlp.gate_up_proj, plan.gate_up),
+                (mlp.down_proj, plan.down),
+            ):  # fmt: skip
+                if tiling is not None:
+                    yield partial(self._batch_linear, batch, linear, tiling)
+
+    def _batch_linear(self, batch: int, linear: nn.Linear, tiling: BatchTiling) -> None:
+        parts = batch_linear(
+            self._zeros(batch, linear.in_features), linear.weight, linear.bias,
+            is_gated=linear is self._layer.mlp.gate_up_proj, tiling=tiling, pdl=self._model.pdl,
+        )  # fmt: skip
+        if parts.ndim == 3:
+            weight, eps = self._layer.input_layernorm.weight, self._model.config.rms_norm_eps
+            fused_add_rms_norm(parts, self._zeros(*parts.shape[1:]), weight, eps, pdl=self._model.pdl)
 
     def _decode(self, batch: int, plan: DecodePlan) -> None:
         model, keys, values = self._model, *self._cache.layer(0)
@@ -160,11 +198,14 @@ class KernelUses:
     def _activation(self) -> None:
         silu_and_mul(self._zeros(2, self._layer.mlp.gate_up_proj.out_features), pdl=self._model.pdl)
 
-    def _sample(self) -> None:
-        numbers = torch.zeros(1, dtype=torch.int64, device=self._cache.device)
+    def _samples(self) -> Iterator[Task]:
         logits = self._zeros(1, self._model.config.vocab_size)
         for pdl, values in ((self._model.pdl, logits), (False, logits), (False, logits.float())):
-            sample(values, torch.zeros(1, device=self._cache.device), numbers, numbers, pdl=pdl)
+            yield partial(self._sample, values, pdl)
+
+    def _sample(self, logits: Tensor, pdl: bool) -> None:
+        numbers = torch.zeros(1, dtype=torch.int64, device=self._cache.device)
+        sample(logits, torch.zeros(1, device=self._cache.device), numbers, numbers, pdl=pdl)
 
     @property
     def _num_heads(self) -> int:

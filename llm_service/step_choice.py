@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from triptych.kernels.decode_attention import MAX_SPLITS, DecodePlan
 from triptych.kernels.skinny_linear import SkinnyTiling
-from triptych.models.qwen2_5_vl.fused import SkinnyPlan
+from triptych.models.qwen2_5_vl.fused import BatchPlan, SkinnyPlan
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +21,13 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class StepChoice:
-    """attention and skinny: by shape when None. pdl: see `triptych.kernels.launch`."""
+    """attention and skinny: by shape when None. pdl: see `triptych.kernels.launch`. batch: the linears of more tokens,
+    through cuBLAS when None."""
 
     attention: DecodePlan | None
     skinny: SkinnyPlan | None
     pdl: bool
+    batch: BatchPlan | None = None
 
 
 Move = Callable[[StepChoice], StepChoice]
@@ -61,14 +63,13 @@ def moves_of_one() -> list[Move]:
         _upcoming(16 * _MIB),
         _skinny(qkv=SkinnyTiling("vector", 2, 1024, 2, 2), o=SkinnyTiling("vector", 2, 1024, 2, 2)),
         _skinny(down=SkinnyTiling("vector", 2, 1024, 4, 2)),
-        _without_pdl,
         _stages(3),
     ]
 
 
 def moves_of_many() -> list[Move]:
-    """What may help a batch: other numbers of splits, and pipelines of other depths."""
-    return [_stages(3), _stages(5), _doubled_splits, _halved_splits]
+    """What may help a batch: other numbers of splits, another depth of pipelines, and linears through cuBLAS alone."""
+    return [_without_batch, _doubled_splits, _halved_splits, _stages(3)]
 
 
 def nearest(batch: int, tuned: Mapping[int, StepChoice]) -> int | None:
@@ -91,8 +92,8 @@ def _upcoming(num_bytes: int) -> Move:
     return move
 
 
-def _without_pdl(choice: StepChoice) -> StepChoice:
-    return replace(choice, pdl=False, skinny=replace(choice.skinny or SkinnyPlan(), pdl=False))
+def _without_batch(choice: StepChoice) -> StepChoice:
+    return replace(choice, batch=None)
 
 
 def _stages(num_stages: int) -> Move:

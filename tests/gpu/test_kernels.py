@@ -9,10 +9,11 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
+from triptych.kernels.batch_linear import BatchTiling, batch_linear, batch_linear_reference
 from triptych.kernels.decode_attention import DecodeWorkspace, rotary_decode_attention
 from triptych.kernels.dense_prefill import DENSE_VARIANTS
 from triptych.kernels.fp8 import fp8_linear, fp8_linear_reference, quantize_per_token, quantize_weight
-from triptych.kernels.norm import fused_add_rms_norm
+from triptych.kernels.norm import fused_add_rms_norm, fused_add_rms_norm_reference
 from triptych.kernels.paged import paged_attention_reference
 from triptych.kernels.prefetch import Upcoming
 from triptych.kernels.prefill_attention import paged_prefill_attention
@@ -153,6 +154,38 @@ def test_skinny_linear(num_tokens: int, pdl: bool) -> None:
     expected = skinny_linear_reference(
         states.float(), weight.float(), bias.float(), norm_weight=norm_weight.float(), eps=1e-6
     )
+    close(actual, expected)
+
+
+@pytest.mark.parametrize("pdl", [False, True])
+@pytest.mark.parametrize("num_tokens", [3, 64, 128])
+def test_mlp_of_a_batch_in_a_graph(num_tokens: int, pdl: bool) -> None:
+    """Gate folded in, the product in parts, the norm that adds them up; then the same over what came out."""
+    hidden, intermediate = 2_048, 11_008
+    gate_up, down = randn(2 * intermediate, hidden) * hidden**-0.5, randn(hidden, intermediate) * intermediate**-0.5
+    norm_weight, states, residual = randn(hidden), randn(num_tokens, hidden), randn(num_tokens, hidden)
+    tilings = BatchTiling(64, 64, num_stages=3), BatchTiling(64, 64, num_splits=4)
+
+    def layers(states: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            activated = batch_linear(states, gate_up, is_gated=True, tiling=tilings[0], pdl=pdl)
+            parts = batch_linear(activated, down, tiling=tilings[1], pdl=pdl)
+            states = fused_add_rms_norm(parts, total, norm_weight, 1e-6, pdl=pdl)
+        return states
+
+    layers(states, residual.clone())
+    torch.cuda.synchronize()
+    total, graph = residual.clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        actual = layers(states, total)
+    total.copy_(residual)
+    graph.replay()
+    expected, wide = states.float(), residual.float()
+    for _ in range(3):
+        activated = batch_linear_reference(expected, gate_up.float(), is_gated=True)
+        product = batch_linear_reference(activated, down.float())
+        expected, wide = fused_add_rms_norm_reference(product, wide, norm_weight.float(), 1e-6)
+    close(total, wide)
     close(actual, expected)
 
 

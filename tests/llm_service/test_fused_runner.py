@@ -17,14 +17,18 @@ from llm_service import prompt_graphs
 from llm_service.attention import triton as triton_attention
 from llm_service.decode_graphs import batch_buckets
 from llm_service.fused_sampler import FusedSampler
-from llm_service.kernel_warm_up import compile_side_by_side
+from llm_service.kernel_warm_up import compiling_side_by_side
 from llm_service.prompt import Prompt
 from llm_service.prompt_buckets import MAX_PROMPT_TOKENS, PromptBucket, prompt_buckets, smallest
 from llm_service.runner import LaunchedStep
 from llm_service.scheduler import Chunk
 from llm_service.sequence import FinishReason, Sequence
+from llm_service.step_choice import StepChoice
 from llm_service.upload import Upload
 from triptych.errors import InvalidRequest
+from triptych.kernels.batch_linear import BatchTiling
+from triptych.kernels.decode_attention import choose_plan
+from triptych.models.qwen2_5_vl.fused import BatchPlan
 from triptych.sampling import SamplingParameters
 
 # The interpreter takes a millisecond for every program of every kernel.
@@ -46,6 +50,17 @@ def expected(model: Model, num_tokens: int = NUM_TOKENS) -> list[tuple[int, ...]
 @pytest.mark.parametrize("num_steps_ahead", [0, 1])
 def test_tokens_are_those_of_transformers(model: Model, num_steps_ahead: int, max_skinny_tokens: int) -> None:
     engine = fused_engine(model, num_steps_ahead, max_skinny_tokens)
+    assert answers(engine, [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]) == expected(model)
+
+
+def test_linears_of_batches_give_the_same_tokens(model: Model) -> None:
+    """With outputs gated in the kernel, and inputs in parts that the norms add up."""
+    engine = fused_engine(model, num_steps_ahead=1)
+    graphs = engine.runner._graphs  # type: ignore[attr-defined]
+    whole, parts = BatchTiling(16, 16), BatchTiling(16, 16, num_splits=2)
+    plan = BatchPlan(o=parts, gate_up=whole, down=parts)
+    graphs._choices = {size: StepChoice(choose_plan(size, 2, 100), None, False, plan) for size in (1, 2, 3)}
+    graphs.capture(lambda num_done, num_all: None)
     assert answers(engine, [new_sequence(model.case(name), greedy(NUM_TOKENS)) for name in CASES]) == expected(model)
 
 
@@ -257,8 +272,9 @@ def test_kernels_are_launched_ahead_as_steps_launch_them(model: Model, caplog: p
         task()
     assert not engine.cache.tensor.any()
     done: list[int] = []
-    with caplog.at_level("INFO", logger="llm_service.kernel_warm_up"):
-        compile_side_by_side([lambda: done.append(1), lambda: 1 // 0, lambda: done.append(2)])
-    assert sorted(done) == [1, 2]
+    uses = [lambda: done.append(1), lambda: 1 // 0, lambda: done.append(2)]
+    with caplog.at_level("INFO", logger="llm_service.kernel_warm_up"), compiling_side_by_side(uses):
+        done.append(0)
+    assert sorted(done) == [0, 1, 2]
     assert "division" in caplog.text
     assert "2 of 3 uses" in caplog.text

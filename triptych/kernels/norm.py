@@ -27,9 +27,10 @@ def fused_add_rms_norm(
 ) -> Tensor:
     """`residual` [T, hidden] becomes residual + states; returns its RMSNorm in `out`, which may be `states`.
 
-    The sum is rounded to the dtype of `residual` before it is normed, as two separate operations would.
+    The sum is rounded to the dtype of `residual` before it is normed, as two separate operations would. `states` may
+    be float32 [num_parts, T, hidden], the parts of a sum (`batch_linear`), which are added up first.
     """
-    out = torch.empty(states.shape, dtype=states.dtype, device=states.device) if out is None else out
+    out = torch.empty_like(residual) if out is None else out
     _launch(states, residual, weight, eps, out, has_residual=True, pdl=pdl)
     return out
 
@@ -49,8 +50,9 @@ def fused_add_rms_norm_reference(states: Tensor, residual: Tensor, weight: Tenso
 def _launch(
     states: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor, *, has_residual: bool, pdl: bool
 ) -> None:
-    num_rows, hidden_size = states.shape
-    assert states.stride(1) == residual.stride(1) == out.stride(1) == 1 and weight.shape == (hidden_size,)
+    num_parts = states.shape[0] if states.ndim == 3 else 1
+    num_rows, hidden_size = states.shape[-2:]
+    assert states.stride(-1) == residual.stride(1) == out.stride(1) == 1 and weight.shape == (hidden_size,)
     if num_rows == 0:
         return
     block = power_of_two_at_least(hidden_size)
@@ -60,9 +62,11 @@ def _launch(
         weight,
         out,
         eps,
-        states.stride(0),
+        states.stride(-2),
         residual.stride(0),
         out.stride(0),
+        states.stride(0),
+        NUM_PARTS=num_parts,
         SIZE=hidden_size,
         BLOCK=block,
         HAS_RESIDUAL=has_residual,
@@ -82,6 +86,8 @@ def _rms_norm_kernel(
     states_stride,
     residual_stride,
     out_stride,
+    part_stride,
+    NUM_PARTS: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -92,7 +98,10 @@ def _rms_norm_kernel(
     is_inside = columns < SIZE
     scale = tl.load(weight + columns, mask=is_inside, other=0.0).to(tl.float32)
     wait_for_previous(PDL)
-    values = tl.load(states + row * states_stride + columns, mask=is_inside, other=0.0).to(tl.float32)
+    part = states + row * states_stride + columns
+    values = tl.load(part, mask=is_inside, other=0.0).to(tl.float32)
+    for index in tl.static_range(1, NUM_PARTS):
+        values += tl.load(part + index * part_stride, mask=is_inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         residual_row = residual + row * residual_stride + columns
         values += tl.load(residual_row, mask=is_inside, other=0.0).to(tl.float32)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.kernels.activation import silu_and_mul
+from triptych.kernels.batch_linear import MAX_TOKENS as MAX_BATCH_TOKENS
+from triptych.kernels.batch_linear import BatchTiling, batch_linear
 from triptych.kernels.norm import fused_add_rms_norm, rms_norm
 from triptych.kernels.prefetch import Upcoming
 from triptych.kernels.rotary import rotary_table
@@ -39,6 +41,16 @@ class SkinnyPlan:
     down: SkinnyTiling | None = None
     upcoming_bytes: int = 0
     pdl: bool = False
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the linears of a batch of decodes are computed: through cuBLAS where there is no tiling."""
+
+    qkv: BatchTiling | None = None
+    o: BatchTiling | None = None
+    gate_up: BatchTiling | None = None
+    down: BatchTiling | None = None
 
 
 class PackedAttention(Protocol):
@@ -93,13 +105,21 @@ class FusedLanguageModel:
         return self.model.embed(token_ids)
 
     def forward(
-        self, embeddings: Tensor, positions: Tensor, attention: PackedAttention, plan: SkinnyPlan | None = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        attention: PackedAttention,
+        plan: SkinnyPlan | None = None,
+        batch: BatchPlan | None = None,
     ) -> Tensor:
-        """Embeddings [T, hidden], which are overwritten, at positions [3, T] to final hidden states, normed."""
+        """Embeddings [T, hidden], which are overwritten, at positions [3, T] to final hidden states, normed.
+
+        plan: for few tokens, by shape when None. batch: for more; all linears go through cuBLAS when None.
+        """
         rotary = PackedRotary(positions, self._table, self.rotary_sections)
         if len(embeddings) <= self.max_skinny_tokens:
             return self._forward_skinny(embeddings, rotary, attention, plan or self.skinny_plan(len(embeddings)))
-        return self._forward_wide(embeddings, rotary, attention)
+        return self._forward_wide(embeddings, rotary, attention, batch or BatchPlan())
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Final hidden states [N, hidden] to logits [N, vocab], in the dtype of the weights."""
@@ -107,20 +127,36 @@ class FusedLanguageModel:
         weight = self.model.embed_tokens.weight if lm_head is None else lm_head.weight
         return F.linear(hidden, weight) if out is None else torch.mm(hidden, weight.t(), out=out)
 
-    def _forward_wide(self, residual: Tensor, rotary: PackedRotary, attention: PackedAttention) -> Tensor:
+    def _forward_wide(
+        self, residual: Tensor, rotary: PackedRotary, attention: PackedAttention, plan: BatchPlan
+    ) -> Tensor:
         eps, pdl = self.config.rms_norm_eps, self.pdl
         next_norms = [*(layer.input_layernorm.weight for layer in self._layers[1:]), self.model.norm.weight]
         normed = rms_norm(residual, self._layers[0].input_layernorm.weight, eps, pdl=pdl)
         for index, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
-            attended = attention.attend_packed(index, layer.self_attn.qkv_proj(normed), rotary)
-            projected = layer.self_attn.o_proj(attended)
+            attended = attention.attend_packed(index, self._project(layer.self_attn.qkv_proj, normed, plan.qkv), rotary)
+            projected = self._project(layer.self_attn.o_proj, attended, plan.o)
+            # What comes out goes where the states were that went in.
             normed = fused_add_rms_norm(
-                projected, residual, layer.post_attention_layernorm.weight, eps, out=projected, pdl=pdl
+                projected, residual, layer.post_attention_layernorm.weight, eps, out=normed, pdl=pdl
             )
-            activated = silu_and_mul(layer.mlp.gate_up_proj(normed), pdl=pdl)
-            projected = layer.mlp.down_proj(activated)
-            normed = fused_add_rms_norm(projected, residual, next_norm, eps, out=projected, pdl=pdl)
+            if plan.gate_up is None:
+                activated = silu_and_mul(layer.mlp.gate_up_proj(normed), pdl=pdl)
+            else:
+                activated = batch_linear(
+                    normed, layer.mlp.gate_up_proj.weight, is_gated=True, tiling=plan.gate_up, pdl=pdl
+                )
+            projected = self._project(layer.mlp.down_proj, activated, plan.down)
+            normed = fused_add_rms_norm(projected, residual, next_norm, eps, out=normed, pdl=pdl)
         return normed
+
+    def _project(self, linear: nn.Module, states: Tensor, tiling: BatchTiling | None) -> Tensor:
+        """[T, N]; with several splits its parts, float32 [num_splits, T, N]."""
+        if tiling is None:
+            projected: Tensor = linear(states)
+            return projected
+        assert isinstance(linear, nn.Linear)
+        return batch_linear(states, linear.weight, linear.bias, tiling=tiling, pdl=self.pdl)
 
     def _forward_skinny(
         self, residual: Tensor, rotary: PackedRotary, attention: PackedAttention, plan: SkinnyPlan
@@ -161,6 +197,33 @@ class FusedLanguageModel:
             return SkinnyPlan(gate_up=gate_up, upcoming_bytes=upcoming_bytes, pdl=self.pdl)
         two_rows, down = SkinnyTiling("vector", 2, 2048, 4), SkinnyTiling("vector", 4, 1024, 4, 2)
         return SkinnyPlan(two_rows, two_rows, two_rows, down, upcoming_bytes, self.pdl)
+
+    def batch_plan(self, num_tokens: int) -> BatchPlan | None:
+        """For a batch of decodes the quickest measured on an H200, at the hidden sizes 2,048 and 3,584; None where all
+        linears go through cuBLAS."""
+        if not self.pdl:  # where it is, there is the copy engine as well
+            return None
+        layer = self._layers[0]
+        weights = [linear.weight for linear in (layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj)]
+        if any(weight.dtype != torch.bfloat16 for weight in weights):
+            return None
+        is_small = self.config.hidden_size <= 2_048
+        if num_tokens <= MAX_BATCH_TOKENS // 2:
+            narrow, wide = BatchTiling(32, 64), BatchTiling(64, 64, num_stages=3)
+            part = BatchTiling(64, 128, num_splits=4)
+            plan = BatchPlan(o=part, gate_up=narrow, down=part) if is_small else BatchPlan(gate_up=wide)
+        elif num_tokens <= MAX_BATCH_TOKENS and is_small:
+            plan = BatchPlan(
+                o=BatchTiling(16, 128, num_stages=5),
+                gate_up=BatchTiling(128, 64, num_warps=8),
+                down=BatchTiling(64, 64, num_splits=4, num_stages=6),
+            )
+        else:
+            return None
+        tilings = zip((plan.o, plan.gate_up, plan.down), weights, (False, True, False), strict=True)
+        return (
+            plan if all(tiling is None or tiling.serves(weight, gated) for tiling, weight, gated in tilings) else None
+        )
 
     def warm_up(self, num_tokens: int) -> None:
         """Has the kernels of the linears loaded for a step of so many tokens; those of one layer are those of all."""
