@@ -18,6 +18,7 @@ from llm_service.engine import Engine, StepOutput
 from llm_service.fused_runner import FusedModelRunner
 from llm_service.loading import LoadedModel, build_engine
 from llm_service.prompt import Prompt
+from llm_service.scheduler import Chunk
 from llm_service.sequence import Sequence
 from triptych.config import LanguageSection
 from triptych.models.qwen2_5_vl.attention import DenseCausalAttention
@@ -32,7 +33,8 @@ VOCAB = 150_000
 
 class SteppedEngine:
     """An engine without its thread. packed_logits: those of the sampled rows of each step that was no batch of decodes
-    through its graph, as they were computed."""
+    through its graph, as they were computed. packed_rows: for each of their rows its sequence, and how many of its
+    tokens the row follows."""
 
     def __init__(self, model: LoadedModel, **section: object) -> None:
         # Without reuse of pages: a prompt that comes a second time takes the same kernels over the same shapes.
@@ -47,6 +49,7 @@ class SteppedEngine:
         self.runner = runner
         runner.prepare()
         self.packed_logits: list[Tensor] = []
+        self.packed_rows: list[list[tuple[Sequence, int]]] = []
         for name in ("_launch_packed", "_launch_prompts"):
             setattr(runner, name, self._recorded(getattr(runner, name)))
 
@@ -55,6 +58,8 @@ class SteppedEngine:
             rows = launch(*arguments)
             num_sampled = sum(row is not None for row in rows)
             if num_sampled:
+                chunks: list[Chunk] = next(argument for argument in arguments if isinstance(argument, list))
+                self.packed_rows.append([(chunk.sequence, chunk.end) for chunk in chunks if chunk.is_sampled])
                 self.packed_logits.append(self.runner._logits[:num_sampled].clone())
             return rows
 

@@ -56,17 +56,25 @@ def test_prefill_and_captured_decode(setup: Setup, num_tokens: int) -> None:
 
 
 def test_graph_of_prompts_is_eager(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts and chunks beside decodes, through buckets that fill them up, and kernel by kernel."""
+    """Prompts and chunks beside decodes, through buckets that fill them up, and kernel by kernel. A bucket has more
+    rows, for which cuBLAS takes other kernels, so that near ties may fall differently; from there on a sequence goes
+    its own way, and its logits are held against those of its own tokens alone."""
 
-    def logits() -> list[torch.Tensor]:
+    def rows() -> list[tuple[torch.Tensor, list[int]]]:
+        """Logits, and the tokens that they follow."""
         setup.engine.packed_logits.clear()
+        setup.engine.packed_rows.clear()
         setup.engine.engine.add(
             *[new_sequence(30 + index, prompt_seed=500 + index, max_tokens=40) for index in range(5)]
         )
         for _ in range(3):
             setup.engine.step()
         setup.engine.run([new_sequence(2_500, prompt_seed=510), new_sequence(150, prompt_seed=511)])
-        return list(setup.engine.packed_logits)
+        return [
+            (logits[row], sequence.token_ids[:num_tokens])
+            for logits, sampled in zip(setup.engine.packed_logits, setup.engine.packed_rows, strict=True)
+            for row, (sequence, num_tokens) in enumerate(sampled)
+        ]
 
     buckets: list[object] = []
     bucket_of = setup.engine.runner._prompt_graphs.bucket_of
@@ -76,14 +84,20 @@ def test_graph_of_prompts_is_eager(setup: Setup, monkeypatch: pytest.MonkeyPatch
         return buckets[-1]
 
     monkeypatch.setattr(setup.engine.runner._prompt_graphs, "bucket_of", recorded)
-    captured = logits()
+    captured = rows()
     assert sum(bucket is not None for bucket in buckets) >= 3
     monkeypatch.setattr(setup.engine.runner._prompt_graphs, "bucket_of", lambda chunks, special: None)
-    eager = logits()
-    assert [tensor.shape for tensor in captured] == [tensor.shape for tensor in eager]
-    for one, other in zip(captured, eager, strict=True):
+    eager = rows()
+    assert len(captured) == len(eager)
+    num_same = 0
+    for (one, tokens), (other, other_tokens) in zip(captured, eager, strict=True):
         assert torch.isfinite(one).all()
-        assert relative_error(one, other) < 2e-2
+        check_logits(setup, one, tokens)
+        check_logits(setup, other, other_tokens)
+        if tokens == other_tokens:
+            num_same += 1
+            assert relative_error(one, other) < 2e-2
+    assert num_same > len(eager) // 2
 
 
 def test_chunked_prefill(setup: Setup) -> None:
