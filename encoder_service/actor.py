@@ -9,6 +9,7 @@ import os
 
 import torch
 
+from encoder_service.engines import HoldWeights, keep_in_place
 from encoder_service.loading import load_stage
 from encoder_service.service import EncoderService
 from encoder_service.stage import EncoderStage
@@ -23,6 +24,7 @@ from triptych.transport.device_id import device_id
 from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.service import TensorService
 from triptych.transport.ticket import dtype_to_proto
+from triptych.transport.wire import add_tensor_service
 from triptych.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -30,7 +32,6 @@ from triptych.v1 import (
     encoder_pb2,
     encoder_pb2_grpc,
     tensor_pb2,
-    tensor_pb2_grpc,
 )
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,11 @@ class EncoderActor:
     `host` is the address at which other actors reach this process.
     """
 
-    def __init__(self, config: DeploymentConfig, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, config: DeploymentConfig, host: str = "127.0.0.1", hold_weights: HoldWeights = keep_in_place
+    ) -> None:
         self._config = config
+        self._hold_weights = hold_weights
         self._host = host
         self._actor_id = new_incarnation_id("encoder")
         self._endpoint = ""
@@ -79,6 +83,18 @@ class EncoderActor:
         await server.set_serving(False)
         return await stage.drain(timeout_s)
 
+    async def pause(self, timeout_s: float) -> bool:
+        """Takes no new work until `resume`; True when none was left after `timeout_s`. Then nothing computes here."""
+        stage, server = self._running()
+        await server.set_serving(False)
+        return await stage.pause(timeout_s)
+
+    async def resume(self) -> None:
+        """Takes work again, after `pause`."""
+        stage, server = self._running()
+        stage.resume()
+        await server.set_serving(True)
+
     async def stop(self) -> None:
         """Ends what runs with Unavailable and lets go of everything. Idempotent."""
         if self._watch is not None:
@@ -103,7 +119,7 @@ class EncoderActor:
     async def _start(self) -> None:
         config = self._config
         self._tracing = Tracing.open(config.telemetry, "encoder", self._actor_id)
-        self._stage = stage = await load_stage(config, self._actor_id)
+        self._stage = stage = await load_stage(config, self._actor_id, self._hold_weights)
         self._tensor_service = tensor_service = TensorService(
             stage.leases, self._actor_id, stage.produced.model_fingerprint, config.transport, stage.device
         )
@@ -119,7 +135,7 @@ class EncoderActor:
             encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
         )
         server.add(
-            tensor_pb2_grpc.add_TensorServiceServicer_to_server,
+            add_tensor_service,
             tensor_service,
             tensor_pb2.DESCRIPTOR.services_by_name["TensorService"].full_name,
         )
@@ -162,6 +178,10 @@ class EncoderActor:
             device_id=device_id(stage.device),
             state=admin_pb2.ACTOR_STATE_DRAINING if stage.is_draining else admin_pb2.ACTOR_STATE_READY,
         )
+
+    def describe(self) -> admin_pb2.ActorInfo:
+        """Itself, at this moment. Raises Unavailable before `start`."""
+        return self._describe()
 
     def _running(self) -> tuple[EncoderStage, RpcServer]:
         if self._stage is None or self._server is None:

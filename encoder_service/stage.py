@@ -29,6 +29,7 @@ from triptych.transport.ticket import Ticket
 from triptych.v1 import admin_pb2
 
 _DRAIN_POLL_S = 0.02
+_PAUSE_POLL_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,21 @@ class EncoderStage:
             await asyncio.sleep(_DRAIN_POLL_S)
         return True
 
+    async def pause(self, timeout_s: float) -> bool:
+        """Takes no new work until `resume`; True when what runs ended within `timeout_s`. Leases stay, and can be
+        fetched."""
+        self._is_draining = True
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self._is_working():
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(_PAUSE_POLL_S)
+        return True
+
+    def resume(self) -> None:
+        """Takes work again, after `pause`."""
+        self._is_draining = False
+
     async def close(self) -> None:
         """Ends what runs with Unavailable, lets go of all tensors and threads. Idempotent."""
         self._is_draining = True
@@ -230,10 +246,12 @@ class EncoderStage:
         if self._is_draining:
             raise Unavailable(f"encoder {self.produced.producer_id} is going away and takes no new work")
 
+    def _is_working(self) -> bool:
+        return bool(self._num_calls or self._pipeline.num_in_flight)
+
     def _is_idle(self) -> bool:
         leases = self.leases.counters()
-        is_working = self._num_calls or self._pipeline.num_in_flight
-        return not is_working and leases.held_leases == 0 and leases.pending == 0
+        return not self._is_working() and leases.held_leases == 0 and leases.pending == 0
 
 
 def _give_up(embedding: PendingEmbedding) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from llm_service.collector import spare_the_collector
 from llm_service.embedder import BuildEmbedder, Embedder
@@ -38,19 +40,22 @@ from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.lease import LeaseTable
 from triptych.transport.service import TensorService
 from triptych.transport.ticket import dtype_to_proto
+from triptych.transport.wire import add_tensor_service
 from triptych.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     language_pb2,
     language_pb2_grpc,
     tensor_pb2,
-    tensor_pb2_grpc,
 )
 
 logger = logging.getLogger(__name__)
 
 # Calls that run when the actor stops have been failed already; this is for their answers to leave.
 _STOP_GRACE_S = 1.0
+
+HoldWeights = Callable[[Sequence[Tensor]], None]
+"""May give the weights other memory; called before anything is computed with them."""
 
 
 @dataclass
@@ -83,11 +88,13 @@ class LlmActor:
         role: str,
         build_embedder: BuildEmbedder | None = None,
         host: str = "127.0.0.1",
+        hold_weights: HoldWeights | None = None,
     ) -> None:
         self._config = config
         self._role = Role(role)
         self._build_embedder = build_embedder
         self._host = host
+        self._hold_weights = hold_weights
         self._actor_id = new_incarnation_id(role.replace("_", "-"))
         self._endpoint = ""
         self._is_disaggregated = False
@@ -131,6 +138,27 @@ class LlmActor:
         await server.set_serving(False)
         return await stage.drain(timeout_s)
 
+    async def pause(self, timeout_s: float) -> bool:
+        """Takes no new work until `resume`; what runs after `timeout_s` ends with Unavailable. True when nothing is
+        left that computes."""
+        stage, server = self._running()
+        await server.set_serving(False)
+        return await stage.pause(timeout_s)
+
+    async def resume(self) -> None:
+        """Takes work again, after `pause`."""
+        stage, server = self._running()
+        stage.resume()
+        await server.set_serving(True)
+
+    def describe(self) -> admin_pb2.ActorInfo:
+        """Itself, at this moment. Raises Unavailable before `start`."""
+        return self._describe()
+
+    def set_role(self, role: Role, drain_s: float) -> int:
+        """Takes work of `role` from now on; how many requests run on though they are of another."""
+        return self._running()[0].switch_role(role, drain_s)
+
     async def stop(self) -> None:
         """Ends what runs with Unavailable and lets go of everything. Idempotent."""
         parts = self._parts
@@ -170,6 +198,8 @@ class LlmActor:
         link = parts.link = await self._gather_followers()
         collectives = None if link is None else link.collectives
         self._model = model = await asyncio.to_thread(LoadedModel.load, config.model, collectives)
+        if self._hold_weights is not None:
+            await asyncio.to_thread(self._hold_weights, [*model.language.parameters(), *model.language.buffers()])
         if link is not None:
             parts.ranks = (describe_rank(0, model), *await asyncio.to_thread(link.wait_loaded))
         if not self._is_disaggregated and self._build_embedder is None:
@@ -234,7 +264,7 @@ class LlmActor:
             language_pb2.DESCRIPTOR.services_by_name["LanguageService"].full_name,
         )
         server.add(
-            tensor_pb2_grpc.add_TensorServiceServicer_to_server,
+            add_tensor_service,
             tensor_service,
             tensor_pb2.DESCRIPTOR.services_by_name["TensorService"].full_name,
         )
@@ -278,8 +308,7 @@ class LlmActor:
         )
 
     def _set_role(self, request: admin_pb2.SetRoleRequest) -> int:
-        stage, _ = self._running()
-        return stage.switch_role(Role.of_stage(request.stage), request.drain_s)
+        return self.set_role(Role.of_stage(request.stage), request.drain_s)
 
     def _running(self) -> tuple[LlmStage, RpcServer]:
         if self._parts.stage is None or self._parts.server is None:

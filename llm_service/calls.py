@@ -71,8 +71,11 @@ class CallRegistry:
             self.end(request_id, error)
 
     def close(self) -> None:
-        """No new calls from now on."""
+        """No new calls from now on, or until `open`."""
         self.is_closed = True
+
+    def open(self) -> None:
+        self.is_closed = False
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """True as soon as no call runs, False when that did not come in time."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Seq
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from llm_service.admission import TokenAdmission, TokenHold
@@ -14,8 +14,8 @@ from llm_service.answer_form import AnswerForms
 from llm_service.calls import CallRegistry
 from llm_service.embedder import Embedder
 from llm_service.embeddings import EmbeddingSource
-from llm_service.engine import StepOutput
 from llm_service.kv_cache import PageShape
+from llm_service.kv_leases import KvLeases
 from llm_service.kv_transfer import KvTransfer, check_kv_ticket
 from llm_service.loading import LoadedModel, build_engine
 from llm_service.parallel.leader import LeaderLink
@@ -33,8 +33,12 @@ from triptych.errors import Cancelled, InternalError, InvalidRequest, Overloaded
 from triptych.rpc.deadline import Deadline
 from triptych.transport.fetcher import TensorFetcher
 from triptych.transport.lease import LeaseTable
+from triptych.transport.parts import parts_of
 from triptych.transport.ticket import Ticket
-from triptych.v1 import admin_pb2, tensor_pb2
+from triptych.v1 import admin_pb2
+
+# Calls that were told to end let go of what they have within that.
+_PAUSE_GRACE_S = 1.0
 
 
 class LlmStage:
@@ -69,11 +73,11 @@ class LlmStage:
         self._admission = TokenAdmission(section.max_waiting_tokens)
         supply = self._engine.supply if section.overlap_encode else None
         self._embeddings = EmbeddingSource(fetcher, embedder, model.config.text.hidden_size, supply)
-        self._kv_transfer = KvTransfer(self._engine, fetcher)
+        self._kv_transfer = KvTransfer(self._engine, fetcher, config.transport.kv_parts_under_way)
         self._forms = AnswerForms(config.model.path, model.config.text.vocab_size, model.config.eos_token_ids)
         self._calls = CallRegistry()
         self._role_switch = RoleSwitch(self.roles, config, model.device, self._engine, self._admission, self._calls)
-        self._num_leased_pages = 0
+        self._kv_leases = KvLeases(leases)
         self._sweeper: asyncio.Task[None] | None = None
 
     @property
@@ -104,10 +108,10 @@ class LlmStage:
         """
         try:
             self._check_can_prefill(request, kv_ticket)
-            self.leases.expect(kv_ticket.ticket_id, deadline.remaining_s())
+            self._kv_leases.expect(kv_ticket, deadline.remaining_s())
             return await self._calls.run(request.request_id, self._prefill(request, kv_ticket, deadline), deadline)
         except BaseException as error:
-            self.leases.fail(kv_ticket.ticket_id, _for_waiting_consumers(error))
+            self._kv_leases.fail(kv_ticket, _for_waiting_consumers(error))
             raise
 
     async def decode(
@@ -151,6 +155,22 @@ class LlmStage:
         deadline = Deadline.after(timeout_s)
         return await self._calls.wait_idle(timeout_s) and await self.leases.wait_empty(deadline.remaining_s())
 
+    async def pause(self, timeout_s: float) -> bool:
+        """Takes no new requests until `resume`. What runs after `timeout_s` ends with Unavailable: it can go on
+        elsewhere. True once nothing computes here. Pages under leases stay, and can be fetched."""
+        self._calls.close()
+        if not await self._calls.wait_idle(timeout_s):
+            self._calls.end_all(Unavailable("the actor turns to other work; the request can go on elsewhere"))
+        is_idle = await self._calls.wait_idle(_PAUSE_GRACE_S)
+        if self._engine.is_alive:
+            # What was aborted leaves the engine between two steps.
+            await asyncio.wrap_future(self._engine.call(lambda: None))
+        return is_idle
+
+    def resume(self) -> None:
+        """Takes requests again, after `pause`."""
+        self._calls.open()
+
     async def close(self) -> None:
         """Ends what runs with Unavailable, lets go of everything. Idempotent."""
         self._calls.close()
@@ -174,7 +194,7 @@ class LlmStage:
             num_steps=engine.num_steps,
             num_preemptions=scheduler.num_preemptions,
             total_pages=scheduler.pool.num_pages,
-            held_pages=scheduler.pool.num_held_pages + self._num_leased_pages,
+            held_pages=scheduler.pool.num_held_pages + self._kv_leases.num_pages,
             cached_pages=scheduler.pool.num_cached_pages,
             prompt_tokens=engine.num_prompt_tokens,
             cached_prompt_tokens=engine.num_cached_prompt_tokens,
@@ -189,10 +209,12 @@ class LlmStage:
                 sequence, *others = await self._sequences(request, arrival.tensors)
                 sequence.is_prefill_only, sequence.is_prompt_shared = True, bool(others)
                 sequence.on_cached = None if others else arrival.skip
-                (run,) = await arrival.beside(self._runs.run(self._engine, [sequence], hold, None))
+                sequence.pages_per_part = ticket.rows_per_part if parts_of(ticket) else 0
+                take_parts = partial(self._kv_leases.grant_parts, iter(parts_of(ticket)))
+                (run,) = await arrival.beside(self._runs.run(self._engine, [sequence], hold, None, take_parts))
         output = run.ended.result()
         note_prefill(sequence)
-        self._grant(ticket, output)
+        self._kv_leases.grant(ticket, output)
         return PrefillResult.of(sequence, arrival.arrived(), output.finish_reason, output.logprob)
 
     async def _decode(
@@ -280,29 +302,12 @@ class LlmStage:
         check_kv_ticket(kv_ticket, request.prompt, self._page_shape, self._model.fingerprint)
         self._embeddings.check(request)
         num_pages = self._engine.scheduler.pool.num_pages
-        if self._num_leased_pages >= num_pages:
+        if self._kv_leases.num_pages >= num_pages:
             raise Overloaded(
-                f"{self._num_leased_pages} KV pages wait here for decode actors to fetch them, the limit is "
+                f"{self._kv_leases.num_pages} KV pages wait here for decode actors to fetch them, the limit is "
                 f"{num_pages} (num_pages of the stage): more decode actors are needed",
                 field="num_pages",
             )
-
-    def _grant(self, ticket: Ticket, output: StepOutput) -> None:
-        outcome = tensor_pb2.PrefillOutcome(first_token_id=output.token_ids[-1])
-        if output.finish_reason is not None:
-            outcome.finish_reason = output.finish_reason.value
-        if output.kv_pages is None:
-            # Consumers hold a tensor against its ticket's shape; this one has the shape and takes no memory.
-            nothing = torch.zeros((), dtype=ticket.dtype).expand(ticket.shape)
-            self.leases.grant(ticket.ticket_id, nothing, outcome=outcome)
-            return
-        num_pages = len(output.kv_pages)
-        self._num_leased_pages += num_pages
-
-        def on_release() -> None:
-            self._num_leased_pages -= num_pages
-
-        self.leases.grant(ticket.ticket_id, output.kv_pages, outcome=outcome, on_release=on_release)
 
 
 def _finish_reason(run: Run) -> FinishReason:

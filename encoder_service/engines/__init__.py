@@ -46,6 +46,14 @@ class VisionEngine(Protocol):
     def weights(self) -> WeightCount: ...
 
 
+HoldWeights = Callable[[Sequence[Tensor]], None]
+"""May give the tensors other memory; called when they are where the engine reads them, before anything is captured."""
+
+
+def keep_in_place(weights: Sequence[Tensor]) -> None:
+    """The HoldWeights of an engine whose weights stay on the device."""
+
+
 @dataclass(frozen=True)
 class EngineSource:
     """What an engine is loaded from: a checkpoint's folder and its configuration, where and in which dtype it computes,
@@ -56,6 +64,7 @@ class EngineSource:
     dtype: torch.dtype
     device: torch.device
     section: EncoderSection
+    hold_weights: HoldWeights = keep_in_place
 
 
 LoadEngine = Callable[[EngineSource], VisionEngine]

@@ -8,7 +8,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from encoder_service.engines import EngineSource, VisionEngine, WeightCount
+from encoder_service.engines import EngineSource, HoldWeights, VisionEngine, WeightCount, keep_in_place
 from encoder_service.engines.torch import TorchVisionEngine, separate
 from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.grid import Grid
@@ -37,7 +37,7 @@ def load_automatic_engine(source: EngineSource) -> VisionEngine:
 class FusedVisionEngine:
     """One packed forward a batch on fused kernels, small batches as CUDA graphs. Needs a GPU and Triton."""
 
-    def __init__(self, tower: VisionTower, max_graph_patches: int) -> None:
+    def __init__(self, tower: VisionTower, max_graph_patches: int, hold_weights: HoldWeights = keep_in_place) -> None:
         """Takes `tower` apart. Captures graphs for batches of at most `max_graph_patches` patches: seconds."""
         # Triton is an optional package, and slow to import.
         from triptych.kernels.vision_operations import TritonVisionOperations
@@ -47,6 +47,7 @@ class FusedVisionEngine:
         has_pdl = torch.cuda.get_device_capability(device) >= (9, 0)
         with torch.inference_mode():
             self.tower = FusedVisionTower(tower, TritonVisionOperations(pdl=has_pdl))
+            hold_weights(self.tower.weights.tensors)
         self.dtype = self.tower.dtype
         self.device = self.tower.device
         self._graphs = VisionGraphs(self.tower, max_graph_patches)
@@ -63,7 +64,7 @@ class FusedVisionEngine:
                 field="stages.encoder.engine",
             )
         tower = load_vision_tower(source.folder, source.config, source.dtype, source.device)
-        return cls(tower, source.section.max_graph_patches)
+        return cls(tower, source.section.max_graph_patches, source.hold_weights)
 
     @torch.inference_mode()
     def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:

@@ -23,7 +23,9 @@ class TorchVisionEngine:
 
     @classmethod
     def load(cls, source: EngineSource) -> "TorchVisionEngine":
-        return cls(load_vision_tower(source.folder, source.config, source.dtype, source.device))
+        tower = load_vision_tower(source.folder, source.config, source.dtype, source.device)
+        source.hold_weights(list(tower.parameters()))
+        return cls(tower)
 
     @torch.inference_mode()
     def encode(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:

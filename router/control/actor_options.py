@@ -32,7 +32,7 @@ def actor_environment(
     outside = os.environ if environment is None else environment
     variables = {name: outside[name] for name in PASSED_ON if name in outside}
     variables["OMP_NUM_THREADS"] = str(actor_section(config, stage).num_threads)
-    if stage is not StageName.ENCODER:
+    if stage is not StageName.ENCODER or config.control.keep_both_halves:
         has_tower = config.mode is Mode.COLOCATED or (config.mode is Mode.AUTO and stage is not StageName.DECODE)
         variables[SWITCH] = "0" if has_tower else "1"
     return variables

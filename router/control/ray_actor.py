@@ -21,8 +21,11 @@ logger = logging.getLogger(__name__)
 class RayActor:
     """`create` asks Ray for the process, or finds one that is there already; that is done by `place`."""
 
-    def __init__(self, create: Callable[[], RayProcess], channels: ChannelPool) -> None:
+    def __init__(
+        self, create: Callable[[], RayProcess], channels: ChannelPool, *, has_both_halves: bool = False
+    ) -> None:
         self._create = create
+        self._has_both_halves = has_both_halves
         self._channels = channels
         self._process: RayProcess | None = None
         self._endpoint = ""
@@ -53,7 +56,13 @@ class RayActor:
         return bool(await self._process.call("drain", timeout_s))
 
     async def move(self, stage: StageName, drain_s: float) -> admin_pb2.ActorInfo:
-        """Asks the actor, over gRPC, to take another role."""
+        """Asks the actor to take another role: over gRPC, or where it has both halves through Ray, for it may answer
+        from another endpoint then."""
+        if self._has_both_halves:
+            assert self._process is not None
+            info = admin_pb2.ActorInfo.FromString(await self._process.call("move", str(stage), drain_s))
+            self._endpoint = info.endpoint
+            return info
         return await set_role(self._channels, self._endpoint, stage, drain_s)
 
     async def stop(self, grace_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,7 @@ class RayLauncher:
         """An actor of `stage`, of one process or of several; Ray is asked for them by `place`."""
         name, size = ActorName.new(stage), num_ranks(self._config, stage)
         if size == 1:
-            return RayActor(partial(self._create, name), self._channels)
+            return self._actor(partial(self._create, name))
         return RayActorGroup(partial(self._reserve, name), partial(self._create_rank, name), size, self._channels)
 
     def running(self) -> list[tuple[StageName, ActorProcess]]:
@@ -59,7 +60,7 @@ class RayLauncher:
             if len(ranks) < size or (size > 1 and placement is None):
                 remains.end(leader, ranks)
             elif size == 1:
-                actors.append((leader.stage, RayActor(partial(remains.process, leader), self._channels)))
+                actors.append((leader.stage, self._actor(partial(remains.process, leader))))
             else:
                 reserve, create = partial(_given, placement), partial(_found, remains, leader)
                 actors.append((leader.stage, RayActorGroup(reserve, create, size, self._channels)))
@@ -76,8 +77,16 @@ class RayLauncher:
         section, bundle = actor_section(self._config, stage), rank_bundle(self._config, stage)
         return lacking_text(bundle, num_ranks(self._config, stage), section.labels, nodes, free)
 
+    def _actor(self, create: Callable[[], RayProcess]) -> RayActor:
+        return RayActor(create, self._channels, has_both_halves=self._config.control.keep_both_halves)
+
     def _create(self, name: ActorName) -> RayProcess:
         options = self._options(name)
+        if self._config.control.keep_both_halves:
+            from router.control.node_turning import NodeTurningActor
+
+            create = ray.remote(NodeTurningActor).options(**options).remote
+            return RayProcess(name.stage, create(self._config, str(name.stage), self._host))
         if name.stage is not StageName.ENCODER:
             return self._create_llm(name.stage, options)
         # Imported here: the services bring torch along, which takes seconds.

@@ -10,11 +10,12 @@ from llm_service.actor import LlmActor
 from router.control.launcher import Health
 from router.control.membership import StageName
 from router.control.ray_actor import set_role
+from router.control.roles.turning_actor import TurningActor
 from triptych.config import DeploymentConfig
 from triptych.rpc.channels import ChannelPool
 from triptych.v1 import admin_pb2
 
-Actor = EncoderActor | LlmActor
+Actor = EncoderActor | LlmActor | TurningActor
 
 
 class OwnProcess:
@@ -42,7 +43,10 @@ class OwnProcess:
 
     async def move(self, stage: StageName, drain_s: float) -> admin_pb2.ActorInfo:
         begun_s = time.monotonic()
-        info = await set_role(self._channels, self._endpoint, stage, drain_s)
+        if isinstance(self.actor, TurningActor):
+            info = admin_pb2.ActorInfo.FromString(await self.actor.move(str(stage), drain_s))
+        else:
+            info = await set_role(self._channels, self._endpoint, stage, drain_s)
         self.move_s.append(time.monotonic() - begun_s)
         return info
 
@@ -59,8 +63,7 @@ class OwnLauncher:
         self._channels = ChannelPool(config.limits.max_message_bytes)
 
     def launch(self, stage: StageName) -> OwnProcess:
-        actor = EncoderActor(self._config) if stage is StageName.ENCODER else LlmActor(self._config, stage)
-        self.processes.append(OwnProcess(actor, self._channels))
+        self.processes.append(OwnProcess(self._make(stage), self._channels))
         return self.processes[-1]
 
     def running(self) -> list[tuple[StageName, OwnProcess]]:
@@ -68,6 +71,11 @@ class OwnLauncher:
 
     def lacking(self, stage: StageName) -> str:
         return ""
+
+    def _make(self, stage: StageName) -> Actor:
+        if self._config.control.keep_both_halves:
+            return TurningActor(self._config, stage)
+        return EncoderActor(self._config) if stage is StageName.ENCODER else LlmActor(self._config, stage)
 
     async def close(self) -> None:
         await asyncio.gather(*(process.actor.stop() for process in self.processes))

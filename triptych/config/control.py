@@ -35,3 +35,8 @@ class ControlSection(Section):
         description="How long an actor whose role changed still takes requests of the role before, which routers sent "
         "when they had not heard of it.",
     )
+    keep_both_halves: bool = Field(
+        False,
+        description="Actors have vision tower and language model both, the weights of the half that rests in pinned "
+        "host memory: so they move between the encoder stage and the language stages as well. Mode disaggregated.",
+    )

@@ -1,0 +1,1 @@
+"""Actors that change between stages: one process with both halves of the model, and the policy that says when."""
