@@ -83,6 +83,8 @@ def topology_lines(stages: Sequence[admin_pb2.StageStatus], infos: Mapping[str, 
         if not stage.wanted_actors and not stage.actors:
             continue
         yield f"{StageName.from_proto(stage.stage)}: {num_ready(stage)} ready, {stage.wanted_actors} wanted"
+        if stage.obstacle:
+            yield f"  {stage.obstacle}"
         for actor in stage.actors:
             state = admin_pb2.ActorState.Name(actor.state).removeprefix("ACTOR_STATE_").lower()
             yield f"  {actor.actor_id or 'not ready yet'}  {state}  {actor.endpoint}".rstrip()

@@ -100,6 +100,18 @@ def serve(
 
 
 @app.command()
+def down(
+    config: Config = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster: auto, or host:port.")] = None,
+) -> None:
+    """End a deployment whose controller lives on without a router (control.detached), with all its actors."""
+    from router.cli.down import run_down
+    from router.cli.overrides import deployment_config
+
+    raise typer.Exit(run_down(deployment_config(config, address=address)))
+
+
+@app.command()
 def chat(
     question: Annotated[str | None, typer.Argument(help="Without one: a conversation of many turns.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image file; repeatable.")] = None,

@@ -55,6 +55,8 @@ async def _serve(config: DeploymentConfig, cluster: Cluster, progress: StartProg
         if not config.security.tokens_file:
             console.print("Anybody who reaches these ports may ask: security.tokens_file is not set.")
         console.print("Ctrl-C stops it, letting requests finish; a second Ctrl-C at once.")
+        if config.control.detached and not cluster.is_local:
+            console.print("Stages and their controller stay then; `triptych down` ends them (control.detached).")
 
     def on_stopping() -> None:
         progress.stop()

@@ -165,6 +165,7 @@ class SupervisedActor:
             # One that an earlier controller made may have another role by now, or be on its way out.
             self.stage = self._member.stage
             if info.state == admin_pb2.ACTOR_STATE_DRAINING:
+                self.phase = Phase.READY
                 self.drain()
                 return
             logger.info("%s is ready at %s", self.actor_id, self._member.endpoint)

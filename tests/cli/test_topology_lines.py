@@ -12,3 +12,8 @@ def test_an_encoders_hits_by_tier_and_its_batches() -> None:
     )
     *_, line = topology_lines([stage], {"encoder-1": admin_pb2.ActorInfo(encoder=counters)})
     assert "12 items taken (5 from cache, 2 of them from host memory); 3.5 items a batch" in line
+
+
+def test_why_wanted_actors_are_not_there() -> None:
+    stage = admin_pb2.StageStatus(stage=common_pb2.STAGE_DECODE, wanted_actors=1, obstacle="the cluster lacks GPUs")
+    assert list(topology_lines([stage], {})) == ["decode: 0 ready, 1 wanted", "  the cluster lacks GPUs"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.control.actor_options import actor_environment, actor_options, logical_cpus, needed_gpus
+from router.control.actor_options import actor_environment, actor_options, logical_cpus, needed_gpus, rank_bundle
 from router.control.membership import StageName
 from triptych.config import DeploymentConfig
 from triptych.switch import SWITCH, is_multimodal_disaggregated
@@ -51,3 +51,13 @@ def test_a_local_cluster_has_room_for_what_is_configured_and_more() -> None:
     stages = {"encoder": {"replicas": 100, "num_cpus": 2}, "decode": {"replicas": 2, "num_gpus": 1.5}}
     assert logical_cpus(config(stages=stages)) >= 4 * 200
     assert needed_gpus(config(stages=stages)) == 3.0
+
+
+def test_gpu_type_and_labels_reach_ray() -> None:
+    section = {"num_gpus": 1, "accelerator_type": "H200", "labels": {"pool": "encode"}}
+    options = actor_options(config(stages={"encoder": section, "decode": section}), StageName.ENCODER, {})
+    assert options["accelerator_type"] == "H200" and options["label_selector"] == {"pool": "encode"}
+    bundle = rank_bundle(config(stages={"decode": section}), StageName.DECODE)
+    assert bundle == {"CPU": 0.5, "GPU": 1, "accelerator_type:H200": 0.001}
+    plain = actor_options(config(), StageName.ENCODER, {})
+    assert "accelerator_type" not in plain and "label_selector" not in plain
