@@ -16,7 +16,7 @@ from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.lease import LeaseTable
 from triptych.transport.service import SERVICE_NAME, TensorService
 from triptych.transport.ticket import Ticket, new_id
-from triptych.v1.tensor_pb2_grpc import add_TensorServiceServicer_to_server
+from triptych.transport.wire import add_tensor_service
 
 MESSAGE_BYTES = 32 << 20
 FINGERPRINT = "benchmark"
@@ -98,7 +98,7 @@ async def _serve(connection: Connection, transport: TransportSection, device: to
     producer_id = new_incarnation_id("encoder")
     service = TensorService(leases, producer_id, FINGERPRINT, transport, device)
     server = RpcServer("127.0.0.1", 0, MESSAGE_BYTES)
-    server.add(add_TensorServiceServicer_to_server, service, SERVICE_NAME)
+    server.add(add_tensor_service, service, SERVICE_NAME)
     connection.send((producer_id, await server.start(), device_id(device), service.lanes))
     while True:
         what, ticket_id = await asyncio.to_thread(connection.recv)

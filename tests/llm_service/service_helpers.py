@@ -25,13 +25,13 @@ from triptych.transport.host import host_id
 from triptych.transport.lease import LeaseTable
 from triptych.transport.service import SERVICE_NAME, TensorService
 from triptych.transport.ticket import Ticket, new_id
+from triptych.transport.wire import add_tensor_service
 from triptych.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     common_pb2,
     language_pb2,
     language_pb2_grpc,
-    tensor_pb2_grpc,
 )
 
 PAGE_SIZE = 8
@@ -89,7 +89,7 @@ class Producer:
         self.endpoint = ""
 
     async def start(self) -> None:
-        self.server.add(tensor_pb2_grpc.add_TensorServiceServicer_to_server, self.service, SERVICE_NAME)
+        self.server.add(add_tensor_service, self.service, SERVICE_NAME)
         self.endpoint = f"127.0.0.1:{await self.server.start()}"
 
     async def stop(self) -> None:

@@ -16,7 +16,7 @@ from triptych.transport.fetcher import TensorFetcher
 from triptych.transport.host import host_id, new_incarnation_id
 from triptych.transport.lease import LeaseTable
 from triptych.transport.service import SERVICE_NAME, TensorService
-from triptych.v1.tensor_pb2_grpc import add_TensorServiceServicer_to_server
+from triptych.transport.wire import add_tensor_service
 
 MakePair = Callable[..., Any]
 
@@ -38,7 +38,7 @@ async def make_pair() -> AsyncIterator[MakePair]:
             service = TensorService(leases, producer_id, fingerprint, transport)
             stack.callback(service.close)
             server = RpcServer("127.0.0.1", 0, 8 * MIB)
-            server.add(add_TensorServiceServicer_to_server, service, SERVICE_NAME)
+            server.add(add_tensor_service, service, SERVICE_NAME)
             endpoint = f"127.0.0.1:{await server.start()}"
             stack.push_async_callback(server.stop, 0)
             channels = ChannelPool(8 * MIB)

@@ -24,7 +24,7 @@ from triptych.transport.links.lane import LinkConsumerLane, LinkProducerLane
 from triptych.transport.service import SERVICE_NAME, TensorService
 from triptych.transport.shm import ShmProducerLane
 from triptych.transport.ticket import Ticket
-from triptych.v1.tensor_pb2_grpc import add_TensorServiceServicer_to_server
+from triptych.transport.wire import add_tensor_service
 
 MESSAGE_BYTES = 8 << 20
 FINGERPRINT = "weights-1"
@@ -116,7 +116,7 @@ async def _serve(connection: Connection, transport: TransportSection, fault: Fau
     for lane in service._lanes.values():
         _striking(lane, strike)
     server = RpcServer("127.0.0.1", 0, MESSAGE_BYTES)
-    server.add(add_TensorServiceServicer_to_server, service, SERVICE_NAME)
+    server.add(add_tensor_service, service, SERVICE_NAME)
     connection.send((producer_id, await server.start()))
     while (wish := await asyncio.to_thread(connection.recv)) is not None:
         if wish == "counts":

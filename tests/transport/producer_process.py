@@ -15,7 +15,7 @@ from triptych.rpc.server import RpcServer
 from triptych.transport.host import new_incarnation_id
 from triptych.transport.lease import LeaseTable
 from triptych.transport.service import SERVICE_NAME, TensorService
-from triptych.v1.tensor_pb2_grpc import add_TensorServiceServicer_to_server
+from triptych.transport.wire import add_tensor_service
 
 
 async def main() -> None:
@@ -24,7 +24,7 @@ async def main() -> None:
     leases = LeaseTable(transport.lease_s, transport.unknown_ticket_wait_s)
     server = RpcServer("127.0.0.1", 0, 1 << 23)
     service = TensorService(leases, producer_id, "weights-1", transport)
-    server.add(add_TensorServiceServicer_to_server, service, SERVICE_NAME)
+    server.add(add_tensor_service, service, SERVICE_NAME)
     port = await server.start()
     leases.expect("pending")
     for ticket_id in ("held", "transfer"):

@@ -115,6 +115,7 @@ async def test_cancelled_at_any_moment_of_a_transfer(make_pair: Any, lane: str) 
         fetch.cancel()
         with suppress(asyncio.CancelledError):
             await fetch
+    del fetch  # And with it the tensor that came after all.
     await pair.settle()
     assert len(released) == 16
     if lane == "shm":

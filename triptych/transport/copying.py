@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+
+from triptych.transport.checksum import crc32_of_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def copy_bytes(source: ByteArray, target: ByteArray, has_checksum: bool) -> int 
     for start in range(0, len(source), COPY_BLOCK_BYTES):
         block = slice(start, start + COPY_BLOCK_BYTES)
         np.copyto(target[block], source[block])
-        crc32 = zlib.crc32(target[block].data, crc32)
+        crc32 = crc32_of_bytes(target[block].data, crc32)
     return crc32
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import zlib
 
 import torch
 from torch import Tensor
 
+from triptych.transport.checksum import crc32_of_bytes
 from triptych.transport.copying import byte_array
 
 
@@ -79,4 +79,4 @@ class DeviceCopies:
 def crc32_of(tensor: Tensor, copies: DeviceCopies) -> int:
     """Of the bytes of a contiguous tensor, wherever they are."""
     on_host = tensor if tensor.device.type == "cpu" else copies.to_host(tensor)
-    return zlib.crc32(byte_array(on_host).data)
+    return crc32_of_bytes(byte_array(on_host).data)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from triptych.errors import DeadlineExceeded, FailedPrecondition, IntegrityError, NotFound, Overloaded, Unavailable
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.status import rpc_errors
+from triptych.transport.chunk_codec import Chunk, decode_chunk
 from triptych.transport.header import check_header
 from triptych.transport.lanes import (
     CUDA_MEMORY_FIELD,
@@ -22,8 +24,10 @@ from triptych.transport.lanes import (
     LaneFailure,
     too_late,
 )
-from triptych.v1.tensor_pb2 import FetchRequest, PrefillOutcome, TensorChunk, TensorHeader
-from triptych.v1.tensor_pb2_grpc import TensorServiceStub
+from triptych.transport.wire import call_fetch
+from triptych.v1.tensor_pb2 import FetchRequest, FetchResponse, PrefillOutcome, TensorHeader
+
+T = TypeVar("T")
 
 
 class FetchCall:
@@ -38,12 +42,12 @@ class FetchCall:
     def outcome(self) -> PrefillOutcome | None:
         return self.header.prefill if self.header.HasField("prefill") else None
 
-    async def read_chunk(self) -> TensorChunk:
+    async def read_chunk(self) -> Chunk:
         """The next chunk. Raises IntegrityError when the stream ended or something else came."""
-        response: Any = await self._call.read()
-        if response is grpc.aio.EOF or not response.HasField("chunk"):
+        message: Any = await self._call.read()
+        chunk = None if message is grpc.aio.EOF else _parsed(decode_chunk, message)
+        if chunk is None:
             raise IntegrityError("the stream ended before the tensor was complete", field="num_bytes")
-        chunk: TensorChunk = response.chunk
         return chunk
 
 
@@ -63,11 +67,12 @@ async def open_fetch(channels: ChannelPool, consumer_id: str, order: FetchOrder,
     )
     start_s = time.monotonic()
     with _producer_errors(order), rpc_errors(ticket.producer_endpoint):
-        stub: Any = TensorServiceStub(channels.get(ticket.producer_endpoint))
-        call = stub.Fetch(request, timeout=order.deadline.next_hop_s(f"fetch ticket {ticket.ticket_id}"))
+        timeout_s = order.deadline.next_hop_s(f"fetch ticket {ticket.ticket_id}")
+        call = call_fetch(channels.get(ticket.producer_endpoint), request, timeout_s)
         try:
-            response: Any = await call.read()
-            if response is grpc.aio.EOF or not response.HasField("header"):
+            message: Any = await call.read()
+            response = None if message is grpc.aio.EOF else _parsed(FetchResponse.FromString, message)
+            if response is None or not response.HasField("header"):
                 raise IntegrityError(
                     f"ticket {ticket.ticket_id}: the stream did not begin with a header", field="header"
                 )
@@ -75,6 +80,13 @@ async def open_fetch(channels: ChannelPool, consumer_id: str, order: FetchOrder,
             yield FetchCall(call, response.header, time.monotonic() - start_s)
         finally:
             call.cancel()
+
+
+def _parsed(parse: Callable[[bytes], T], message: bytes) -> T:
+    try:
+        return parse(message)
+    except DecodeError:
+        raise IntegrityError("what came on the stream is no FetchResponse", field="part") from None
 
 
 @contextmanager

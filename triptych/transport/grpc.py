@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 
 from triptych.errors import IntegrityError
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
+from triptych.transport.checksum import crc32_of_bytes
+from triptych.transport.chunk_codec import Chunk, encode_chunk
 from triptych.transport.copying import byte_array, run_copy
 from triptych.transport.device_copy import DeviceCopies
 from triptych.transport.fetch_call import open_fetch
+from triptych.transport.landing import landing_memory
 from triptych.transport.lanes import Arrival, FetchOrder, LaneFailure, Write
 from triptych.transport.ticket import Ticket
-from triptych.v1.tensor_pb2 import FetchResponse, TensorChunk, TensorHeader
+from triptych.v1.tensor_pb2 import FetchResponse, TensorHeader
 
 
 class GrpcProducerLane:
@@ -33,11 +34,8 @@ class GrpcProducerLane:
         on_host = rows if rows.device.type == "cpu" else await run_copy(rows.nbytes, self._copies.to_host, rows)
         data = byte_array(on_host.contiguous()).data
         for offset in range(0, len(data), self._chunk_bytes):
-            piece = bytes(data[offset : offset + self._chunk_bytes])
-            response = FetchResponse()
-            # Filled in place: a chunk given to the constructor would be copied once more.
-            response.chunk.offset, response.chunk.data, response.chunk.crc32 = offset, piece, zlib.crc32(piece)
-            await write(response)
+            piece = data[offset : offset + self._chunk_bytes]
+            await write(encode_chunk(Chunk(offset, crc32_of_bytes(piece), piece)))
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -57,7 +55,7 @@ class GrpcConsumerLane:
 
     async def fetch(self, order: FetchOrder) -> Arrival:
         async with open_fetch(self._channels, self._consumer_id, order, self.name) as call:
-            tensor = torch.empty(order.spec.shape, dtype=order.spec.dtype)
+            tensor = landing_memory(order.spec)
             target = byte_array(tensor).data
             num_received = 0
             while num_received < len(target):
@@ -74,7 +72,7 @@ class GrpcConsumerLane:
         """Nothing is held between calls."""
 
 
-def _check_chunk(chunk: TensorChunk, offset: int, num_bytes: int) -> None:
+def _check_chunk(chunk: Chunk, offset: int, num_bytes: int) -> None:
     """Raises IntegrityError unless the chunk is the next one, not empty, within `num_bytes` and whole."""
     length = len(chunk.data)
     if chunk.offset != offset or not 0 < length <= num_bytes - offset:
@@ -82,6 +80,6 @@ def _check_chunk(chunk: TensorChunk, offset: int, num_bytes: int) -> None:
             f"chunk of {length} bytes at {chunk.offset}, expected the next of {num_bytes} bytes at {offset}",
             field="chunk.offset",
         )
-    actual = zlib.crc32(chunk.data)
+    actual = crc32_of_bytes(chunk.data)
     if actual != chunk.crc32:
         raise IntegrityError(f"chunk at {offset}: crc32 {actual:08x}, expected {chunk.crc32:08x}", field="chunk.crc32")

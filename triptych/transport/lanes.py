@@ -27,7 +27,8 @@ LANE_FIELD = "lane"
 LANE_MEMORY_FIELD = "transport.shared_memory_bytes"
 CUDA_MEMORY_FIELD = "transport.cuda_slab_bytes"
 
-Write = Callable[[FetchResponse], Awaitable[None]]
+# Takes a message, or one that is encoded already.
+Write = Callable[[FetchResponse | bytes], Awaitable[None]]
 
 
 class LaneFailure(Exception):
