@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from harness import InProcessSystem, Topology
-from own_launcher import OwnLauncher
 from PIL import Image
 
+from benchmarks.own_actors import OwnLauncher
 from router.control.controller import Controller
 from router.control.membership import StageName
 from triptych.client import Answer

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import asdict, dataclass
 
 from encoder_service.actor import EncoderActor
 from llm_service.actor import LlmActor
@@ -22,6 +23,17 @@ from triptych.v1 import admin_pb2
 logger = logging.getLogger(__name__)
 
 Half = EncoderActor | LlmActor
+
+
+@dataclass(frozen=True)
+class TurnTimes:
+    """drain_s: until the half that worked had nothing left; release_s, restore_s: weights off the device and onto it;
+    turn_s: from the drain's end until the other half takes work."""
+
+    drain_s: float
+    release_s: float
+    restore_s: float
+    turn_s: float
 
 
 class TurningActor:
@@ -47,6 +59,7 @@ class TurningActor:
         self._encoder = EncoderActor(config, host, self._weights["vision"].hold)
         self._language = LlmActor(config, role, host=host, hold_weights=self._weights["language"].hold)
         self._turning = asyncio.Lock()
+        self.last_turn: TurnTimes | None = None
 
     async def start(self) -> bytes:
         """Loads both halves, lets one rest, serves with the other; answers its serialized ActorInfo.
@@ -115,15 +128,12 @@ class TurningActor:
             )
         idle_s = time.monotonic()
         await self._release(leaving)
+        released_s = time.monotonic()
         restore_s = await asyncio.to_thread(self._weights_of(coming).restore)
         await coming.resume()
-        done_s = time.monotonic()
-        logger.info(
-            "stage %s instead of %s",
-            target,
-            self._stage,
-            extra=figures(drain_s=idle_s - begun_s, turn_s=done_s - idle_s, restore_s=restore_s),
-        )
+        times = TurnTimes(idle_s - begun_s, released_s - idle_s, restore_s, time.monotonic() - idle_s)
+        logger.info("stage %s instead of %s", target, self._stage, extra=figures(**asdict(times)))
+        self.last_turn = times
 
     async def _release(self, half: Half) -> None:
         await asyncio.to_thread(self._weights_of(half).release)

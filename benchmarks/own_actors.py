@@ -1,4 +1,4 @@
-"""Real actors in this process, on the event loop of the test, for a real controller."""
+"""Real actors in this process, on the caller's event loop, for a real controller: for tests and measurements."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ Actor = EncoderActor | LlmActor | TurningActor
 class OwnProcess:
     """Moves as an actor on Ray does: over gRPC."""
 
-    def __init__(self, actor: Actor, channels: ChannelPool) -> None:
+    def __init__(self, actor: Actor, channels: ChannelPool, one_at_a_time: asyncio.Lock) -> None:
         self.actor = actor
+        self._one_at_a_time = one_at_a_time
         self.move_s: list[float] = []
         self._channels = channels
         self._endpoint = ""
@@ -31,7 +32,9 @@ class OwnProcess:
         return
 
     async def start(self) -> admin_pb2.ActorInfo:
-        info = admin_pb2.ActorInfo.FromString(await self.actor.start())
+        # Graphs are not to be captured while others are.
+        async with self._one_at_a_time:
+            info = admin_pb2.ActorInfo.FromString(await self.actor.start())
         self._endpoint = info.endpoint
         return info
 
@@ -60,10 +63,11 @@ class OwnLauncher:
     def __init__(self, config: DeploymentConfig) -> None:
         self.processes: list[OwnProcess] = []
         self._config = config
+        self._one_at_a_time = asyncio.Lock()
         self._channels = ChannelPool(config.limits.max_message_bytes)
 
     def launch(self, stage: StageName) -> OwnProcess:
-        self.processes.append(OwnProcess(self._make(stage), self._channels))
+        self.processes.append(OwnProcess(self._make(stage), self._channels, self._one_at_a_time))
         return self.processes[-1]
 
     def running(self) -> list[tuple[StageName, OwnProcess]]:

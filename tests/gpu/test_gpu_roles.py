@@ -1,0 +1,79 @@
+"""Actors with both halves of a 3B model on a GPU: how long they take to change their stage, and that nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+pytest.importorskip("triton")
+
+from benchmarks.random_checkpoint import write_random_checkpoint  # noqa: E402
+from benchmarks.role_switch import Load, Samples, go_round, measure, system  # noqa: E402
+from router.control.roles.host_weights import HostWeights  # noqa: E402
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_default_dtype(torch.float32)
+    path = write_random_checkpoint(tmp_path_factory.mktemp("random") / "3b", "3b")
+    torch.set_default_dtype(torch.float32)
+    torch.cuda.empty_cache()
+    return path
+
+
+def test_a_captured_graph_reads_weights_that_went_and_came_back() -> None:
+    weight = torch.randn(8_192, 8_192, device="cuda", dtype=torch.bfloat16)
+    held = HostWeights()
+    held.hold([weight, torch.ones(3, device="cuda")])
+    address = weight.data_ptr()
+    x, out = (
+        torch.randn(16, 8_192, device="cuda", dtype=torch.bfloat16),
+        torch.empty(16, 8_192, device="cuda", dtype=torch.bfloat16),
+    )
+    torch.mm(x, weight, out=out)
+    expected = out.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.mm(x, weight, out=out)
+    for _ in range(3):
+        free_before = torch.cuda.mem_get_info()[0]
+        held.release()
+        held.release()
+        assert torch.cuda.mem_get_info()[0] - free_before >= held.num_bytes - 4 * MIB
+        out.zero_()
+        held.restore()
+        assert weight.data_ptr() == address
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(out, expected)
+
+
+def test_roles_within_50_ms_and_halves_within_a_second(folder: Path) -> None:
+    """The turn counts from the last request that was under way in the stage that the actor leaves."""
+    samples, load = asyncio.run(measure(str(folder), num_rounds=3, num_workers=16))
+    assert load.num_answers > 20 and not load.errors
+    for name, values in samples.rows.items():
+        print(name, values)
+        if name.endswith(".turn_ms"):
+            assert max(values) <= 1_000.0, name
+        if name.endswith(".move_ms") and "encoder" not in name:
+            assert max(values) <= 50.0, name
+
+
+async def test_answers_are_the_same_after_a_round(folder: Path) -> None:
+    """Alone, and greedy: the same kernels over the same shapes."""
+    async with system(str(folder)) as (server, actors, client):
+        load, before = Load(client), []
+        for _ in range(3):
+            before.append(await load.ask())
+        await go_round(server, actors, Samples(), "once")
+        load._number = 0
+        after = [await load.ask() for _ in range(3)]
+        assert not load.errors and after == before
