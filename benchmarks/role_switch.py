@@ -2,7 +2,8 @@
 
 `python -m benchmarks.role_switch --model FOLDER --out FILE [--rounds 5]` brings up two encoders and one prefill_decode
 actor, all with both halves of the model, in one process on one device, and has one of them go round: encoder to
-prefill_decode, prefill, decode, prefill_decode, and back to encoder. FOLDER: such as `benchmarks.random_checkpoint` makes.
+prefill_decode, prefill, decode, prefill_decode, and back to encoder. FOLDER is any checkpoint, such as one that
+`benchmarks.random_checkpoint` writes. Nothing is cached between requests.
 """
 
 from __future__ import annotations
@@ -97,14 +98,14 @@ class Samples:
 
 def configuration(model: str) -> DeploymentConfig:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    language = {"kv_cache_bytes": _KV_BYTES[device], "max_context_tokens": 4_096}
+    language = {"kv_cache_bytes": _KV_BYTES[device], "max_context_tokens": 4_096, "enable_prefix_cache": False}
     if device == "cuda":
         language["max_step_tokens"] = language["prefill_chunk_tokens"] = 8_192
     return DeploymentConfig.from_sources(
         overrides={
             "model": {"path": model},
             "stages": {
-                "encoder": {"replicas": 2, "activation_bytes": 2 << 30},
+                "encoder": {"replicas": 2, "activation_bytes": 2 << 30, "cache_bytes": 0, "host_cache_bytes": 0},
                 "prefill": {"replicas": 0, **language},
                 "decode": {"replicas": 0, **language},
                 "prefill_decode": {"replicas": 1, **language},

@@ -1,4 +1,4 @@
-"""Actors with both halves of a 3B model on a GPU: how long they take to change their stage, and that nothing is lost."""
+"""Actors with both halves of a 3B model on a GPU: how long they take to change stage, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
-pytest.importorskip("triton")
 
-from benchmarks.random_checkpoint import write_random_checkpoint  # noqa: E402
-from benchmarks.role_switch import Load, Samples, go_round, measure, system  # noqa: E402
-from router.control.roles.host_weights import HostWeights  # noqa: E402
+from benchmarks.random_checkpoint import write_random_checkpoint
+from benchmarks.role_switch import Load, Samples, go_round, measure, system
+from router.control.roles.host_weights import HostWeights
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 
 MIB = 1 << 20
 
