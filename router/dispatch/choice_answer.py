@@ -50,9 +50,9 @@ class ChoiceAnswer:
             choice_index=self.index, finish_reason=self.finish_reason, completion_tokens=self.num_tokens
         )
 
-    def _with_bytes(self, logprobs: Iterable[common_pb2.TokenLogprob]) -> list[common_pb2.TokenLogprob]:
+    def _with_bytes(self, logprobs: Iterable[bytes]) -> list[common_pb2.TokenLogprob]:
         told = []
-        for logprob in logprobs:
+        for logprob in map(common_pb2.TokenLogprob.FromString, logprobs):
             top = [
                 common_pb2.TopLogprob(
                     token_id=entry.token_id, logprob=entry.logprob, token=self._bytes_of_token(entry.token_id)

@@ -116,12 +116,14 @@ class StepStream:
             for output in response.outputs:
                 tokens = self._requests.get(output.request_id)
                 if tokens is not None:
-                    tokens.put(_tokens(output))
+                    tokens.put(tokens_of(output))
 
     def _fail_all(self, reason: str) -> None:
         for tokens in self._requests.values():
             tokens.fail(Unavailable(f"the step stream of actor {self._member.actor_id} broke: {reason}"))
 
 
-def _tokens(output: language_pb2.SequenceOutput) -> Tokens:
-    return Tokens(tuple(output.token_ids), output.finish_reason, output.choice_index, tuple(output.logprobs))
+def tokens_of(output: language_pb2.SequenceOutput) -> Tokens:
+    """Keeps nothing of the step's message, which has the outputs of all requests."""
+    logprobs = tuple(logprob.SerializeToString() for logprob in output.logprobs)
+    return Tokens(tuple(output.token_ids), output.finish_reason, output.choice_index, logprobs)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from triptych.v1 import common_pb2
 
 ENDS_NOT = common_pb2.FINISH_REASON_UNSPECIFIED
+# Tokens with logprobs that are taken at once: a client that comes back to a long answer must not hold up the others
+# while all of it is written for it. 64 with 20 alternatives each take some milliseconds.
+MAX_LOGPROBS = 64
 
 
 @dataclass(frozen=True)
 class Tokens:
     """New tokens of one answer; `finish_reason` is set (not FINISH_REASON_UNSPECIFIED) on the last, which may be none.
 
-    logprobs: one for each token, or none at all.
+    logprobs: one for each token, or none at all; each a TokenLogprob on the wire, which takes a tenth of the message's
+    memory while nobody reads it.
     """
 
     token_ids: tuple[int, ...]
     finish_reason: common_pb2.FinishReason = ENDS_NOT
     choice_index: int = 0
-    logprobs: tuple[common_pb2.TokenLogprob, ...] = ()
+    logprobs: tuple[bytes, ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -33,8 +38,8 @@ class Tokens:
 class _Pending:
     """What the reader has not taken of one answer."""
 
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[common_pb2.TokenLogprob] = field(default_factory=list)
+    token_ids: array[int] = field(default_factory=lambda: array("q"))
+    logprobs: list[bytes] = field(default_factory=list)
     finish_reason: common_pb2.FinishReason = ENDS_NOT
 
     def add(self, tokens: Tokens) -> None:
@@ -42,9 +47,15 @@ class _Pending:
         self.logprobs.extend(tokens.logprobs)
         self.finish_reason = tokens.finish_reason
 
+    def take(self, num_tokens: int) -> Tokens:
+        """The first so many, which have not the last among them."""
+        token_ids, logprobs = tuple(self.token_ids[:num_tokens]), tuple(self.logprobs[:num_tokens])
+        del self.token_ids[:num_tokens], self.logprobs[:num_tokens]
+        return Tokens(token_ids, logprobs=logprobs)
+
 
 class TokenQueue:
-    """One writer, one reader, one or several answers. What the reader has not taken is one list of integers for each,
+    """One writer, one reader, one or several answers. What the reader has not taken is one array of integers for each,
     so a stopped client costs no more.
 
     Tokens that came before an error are read before the error is raised.
@@ -103,11 +114,14 @@ class TokenQueue:
             await self._changed.wait()
 
     async def take(self) -> Tokens:
-        """Everything of one answer that has come since it was last taken, waiting for something to come; raises what
-        `fail` was given."""
+        """Everything of one answer that has come since it was last taken, or MAX_LOGPROBS tokens of it where it has
+        logprobs, waiting for something to come; raises what `fail` was given."""
         await self.wait()
         index = next(iter(self._pending))
         taken = self._pending.pop(index)
+        if len(taken.logprobs) > MAX_LOGPROBS:
+            self._pending[index] = taken
+            return replace(taken.take(MAX_LOGPROBS), choice_index=index)
         return Tokens(tuple(taken.token_ids), taken.finish_reason, index, tuple(taken.logprobs))
 
     @property

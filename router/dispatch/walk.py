@@ -119,7 +119,8 @@ class Walk:
         async with self._leg(member, earlier, self._requests.client_fields):
             response = await self._calls.prefill(member, request, deadline)
             self.record.prefill = response
-            logprobs = (response.first_token_logprob,) if response.HasField("first_token_logprob") else ()
+            has_logprob = response.HasField("first_token_logprob")
+            logprobs = (response.first_token_logprob.SerializeToString(),) if has_logprob else ()
             first = Tokens((response.first_token_id,), response.finish_reason, logprobs=logprobs)
             self.record.note_tokens(first)
             output.put(first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import grpc
 import httpx2
 import pytest
 from http_system import QUESTION, RIGHT_ANSWER, HttpSystem, circle, data_url, http_system, image, user
+from memory_bound import MIB, bounded_memory
 
 from router.api.client_ports import SPARE_CALLS
 from triptych.client import AsyncClient
@@ -133,6 +135,48 @@ async def test_a_client_that_stops_reading_holds_up_nobody_and_loses_its_place()
         assert other.json()["choices"][0]["message"]["content"] == RIGHT_ANSWER
         await running.system.wait_until_nothing_is_held(timeout_s=20.0)
         writer.close()
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": True, "top_logprobs": 20}], ids=["text", "logprobs"])
+async def test_a_client_that_reads_late_costs_little_meanwhile_and_gets_all(more: dict[str, Any]) -> None:
+    """Others are answered while its tokens wait, and while all of them are written."""
+    body = json.dumps(LONG | more | {"max_tokens": 600, "stream_options": {"include_usage": True}}).encode()
+    async with http_system() as running, running.http() as client:
+        host, port = running.url.removeprefix("http://").split(":")
+        question = {"messages": user(image(circle()), QUESTION), "max_tokens": 8}
+        assert (await client.post(PATH, json=question)).status_code == 200
+        with bounded_memory(64 * MIB):
+            small = socket.socket()
+            small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            small.connect((host, int(port)))
+            reader, writer = await asyncio.open_connection(sock=small, limit=1_024)
+            writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            await writer.drain()
+            await running.wait_until_decoding()
+            other = await client.post(PATH, json=question)
+            while (await running.system.held())["running"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        reading = asyncio.create_task(_read_until_done(reader))
+        others = [(await client.post(PATH, json=question)).json() for _ in range(3)]
+        answer = await asyncio.wait_for(reading, 30)
+        for one in (other.json(), *others):
+            assert one["choices"][0]["message"]["content"] == RIGHT_ANSWER
+        events = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith(b"data: {")]
+        assert events[-1]["usage"]["completion_tokens"] == 600
+        logprobs = [choice["logprobs"] for event in events for choice in event["choices"] if choice["logprobs"]]
+        assert sum(len(piece["content"]) for piece in logprobs) == (600 if more else 0)
+        writer.close()
+        await running.system.wait_until_nothing_is_held()
+
+
+async def _read_until_done(reader: asyncio.StreamReader) -> bytes:
+    """The body of a chunked response without its chunks' lengths, where no event is cut in two by them."""
+    answer = b""
+    while b"data: [DONE]" not in answer[-100:]:
+        piece = await reader.read(2**20)
+        assert piece, "the connection ended before the answer"
+        answer += piece
+    return answer
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for() -> None:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import io
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from harness import InProcessSystem
+from memory_bound import MIB as MIB
+from memory_bound import bounded_memory as bounded_memory
 from PIL import Image, ImageDraw
 
 from triptych.rpc.channels import channel_options
 from triptych.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
-MIB = 2**20
 QUESTION = "What is in the picture?"
 RIGHT_ANSWER = "A red circle."
 # What the error table can say; INTERNAL and UNKNOWN would be bugs.
@@ -128,22 +125,6 @@ class Attacker:
 def failure(error: grpc.aio.AioRpcError, seconds: float = 0.0) -> Outcome:
     trailers = dict(error.trailing_metadata() or ())
     return Outcome(error.code(), error.details() or "", trailers, seconds=seconds)
-
-
-@contextmanager
-def bounded_memory(peak_bytes: int) -> Iterator[None]:
-    """Asserts that resident memory never stood more than `peak_bytes` over where it is now."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _resident_bytes("VmRSS")
-    yield
-    grown = _resident_bytes("VmHWM") - before
-    assert grown <= peak_bytes, f"memory grew by {grown / MIB:.0f} MiB, expected at most {peak_bytes / MIB:.0f}"
-
-
-def _resident_bytes(name: str) -> int:
-    match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return int(match[1]) * 1024
 
 
 def circle() -> bytes:

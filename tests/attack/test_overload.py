@@ -76,6 +76,8 @@ async def test_what_the_stages_have_no_room_for_waits_in_the_router(topology: To
     async with running(topology, **SMALL_BOUNDS[bound]) as attacker:
         outcomes = await asyncio.gather(*(attacker.generate(_question(number)) for number in range(1, 101)))
         assert {(outcome.code, outcome.text) for outcome in outcomes} == {(grpc.StatusCode.OK, RIGHT_ANSWER)}
+        # No stage had to refuse what the router let through.
+        assert {outcome.attempts for outcome in outcomes} == {1}
 
 
 def _question(number: int = 0) -> inference_pb2.GenerateRequest:
