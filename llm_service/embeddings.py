@@ -142,7 +142,7 @@ class EmbeddingSource:
                     for index, ticket in enumerate(tickets)
                 ]
         except ExceptionGroup as failures:
-            raise _first_error(failures) from None
+            raise first_error(failures) from None
         return Embeddings.of([task.result() for task in tasks])
 
     async def _fetch_checked(
@@ -180,7 +180,7 @@ class EmbeddingSource:
         self.num_accepted += 1
 
 
-def _first_error(failures: BaseExceptionGroup[Exception]) -> Exception:
+def first_error(failures: BaseExceptionGroup[Exception]) -> Exception:
     """What the group raised first, a typed error before a bug."""
     errors = [error for error in failures.exceptions if isinstance(error, TriptychError)]
     first = errors[0] if errors else failures.exceptions[0]

@@ -33,7 +33,8 @@ class StepOutput:
     """What one step did for one sequence. The last output of a sequence has a finish_reason, kv_pages or an error.
 
     kv_pages: the prompt's pages of a prefill-only sequence that goes on elsewhere, or others from it,
-    [num_pages, num_layers, 2, page_size, num_kv_heads, head_dim], on the host.
+    [num_pages, num_layers, 2, page_size, num_kv_heads, head_dim], on the host or the device; of one that leaves in
+    parts the last of them. kv_parts: such parts before the last, in an output that has nothing else.
     logprob: of the one token, where the request asked for it.
     """
 
@@ -43,6 +44,7 @@ class StepOutput:
     kv_pages: Tensor | None = None
     error: TriptychError | None = None
     logprob: TokenLogprob | None = None
+    kv_parts: tuple[Tensor, ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -212,8 +214,21 @@ class Engine:
                 if chunk.sequence.state is SequenceState.FINISHED:
                     continue
                 self.scheduler.publish(chunk)
+                if chunk.sequence.pages_per_part and not self._export_parts(chunk, outputs):
+                    continue
                 if token is not None:
                     outputs.append(self._accept(chunk, token, logprobs.get(chunk.sequence)))
+
+    def _export_parts(self, chunk: Chunk, outputs: list[StepOutput]) -> bool:
+        """Whether the sequence can go on: not when there is no memory for the copies."""
+        try:
+            parts = self.scheduler.export_parts(chunk)
+        except Exception as error:
+            outputs.append(self._fail(chunk.sequence, error))
+            return False
+        if parts:
+            outputs.append(StepOutput(chunk.sequence, kv_parts=tuple(parts)))
+        return True
 
     def _accept(self, chunk: Chunk, token: int, logprob: TokenLogprob | None) -> StepOutput:
         """Books the next token of a sequence; when that fails, for want of memory for its pages, it ends alone."""
@@ -227,7 +242,7 @@ class Engine:
         self._count(sequence)
         finish_reason = self.finish_reason(sequence, index + 1)
         is_handed_over = sequence.is_prefill_only and (finish_reason is None or sequence.is_prompt_shared)
-        kv_pages = self.scheduler.export_pages(sequence) if is_handed_over else None
+        kv_pages = self.scheduler.export_rest(sequence) if is_handed_over else None
         output = StepOutput(sequence, (token,), finish_reason, kv_pages, logprob=logprob)
         if output.is_last:
             sequence.drop_pending()

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llm_service.device_exports import DeviceExports
 from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.config import TextConfig
 
@@ -51,18 +52,22 @@ class PageStore(Protocol):
 
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor: ...
 
+    def hand_over_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor: ...
+
     def import_pages(self, pages: Sequence[int], copy: Tensor) -> None: ...
 
 
 class PagedKvCache:
     """Keys and values, [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim]."""
 
-    def __init__(self, shape: PageShape, num_pages: int, device: torch.device) -> None:
+    def __init__(self, shape: PageShape, num_pages: int, device: torch.device, export_bytes: int = 0) -> None:
+        """export_bytes: memory beside the cache for pages that are handed over."""
         self.shape = shape
         self.num_pages = num_pages
         size = (shape.num_layers, 2, num_pages, shape.page_size, shape.num_kv_heads, shape.head_dim)
         # Zeros, not garbage: a masked NaN would still poison the attention's weighted sum.
         self.tensor = torch.zeros(size, dtype=shape.dtype, device=device)
+        self._device_exports = DeviceExports(export_bytes, device) if device.type == "cuda" else None
 
     @property
     def page_size(self) -> int:
@@ -91,6 +96,21 @@ class PagedKvCache:
         copy = self.copy_pages(pages).cpu()
         zero_behind(copy, num_tokens)
         return copy
+
+    def hand_over_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
+        """As `export_pages`, for another actor; on the device as long as there is room for copies. The steps that
+        computed the pages must be over."""
+
+        def copy() -> Tensor:
+            pages_copy = self.copy_pages(pages)
+            zero_behind(pages_copy, num_tokens)
+            return pages_copy
+
+        if self._device_exports is not None:
+            on_device = self._device_exports.make(len(pages) * self.shape.num_bytes, copy)
+            if on_device is not None:
+                return on_device
+        return self.export_pages(pages, num_tokens)
 
     def copy_pages(self, pages: Sequence[int]) -> Tensor:
         """A copy of `pages` as they are, on the device: one row a page, shaped as PageShape says."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 
+from llm_service.embeddings import first_error
 from llm_service.engine import Engine
 from llm_service.kv_cache import PageShape
 from llm_service.prompt import Prompt
@@ -14,12 +17,14 @@ from llm_service.sequence import FinishReason, Sequence
 from llm_service.stage_spans import note_transfer
 from triptych.errors import FailedPrecondition, IntegrityError
 from triptych.rpc.deadline import Deadline
-from triptych.transport.fetcher import TensorFetcher
+from triptych.transport.fetcher import FetchedTensor, TensorFetcher
+from triptych.transport.parts import TicketPart, parts_of
 from triptych.transport.ticket import TensorSpec, Ticket
 
 
 def check_kv_ticket(ticket: Ticket, prompt: Prompt, shape: PageShape, fingerprint: str) -> None:
-    """Raises FailedPrecondition, saying what differs, unless a ticket names this prompt's pages as they are here."""
+    """Raises FailedPrecondition, saying what differs, unless a ticket names this prompt's pages as they are here, and
+    InvalidRequest for one in too many parts."""
     if ticket.model_fingerprint != fingerprint:
         raise FailedPrecondition(
             f"kv_ticket is of the weights {ticket.model_fingerprint!r}, this actor has {fingerprint!r}; all actors "
@@ -28,6 +33,7 @@ def check_kv_ticket(ticket: Ticket, prompt: Prompt, shape: PageShape, fingerprin
         )
     spec = TensorSpec(shape.dtype, (-(-prompt.num_tokens // shape.page_size), *shape.dims))
     if ticket.spec == spec:
+        parts_of(ticket)
         return
     is_other_page_size = len(ticket.shape) == len(spec.shape) and ticket.shape[3] != shape.page_size
     hint = (
@@ -43,19 +49,30 @@ def check_kv_ticket(ticket: Ticket, prompt: Prompt, shape: PageShape, fingerprin
 
 @dataclass(frozen=True)
 class KvArrival:
-    """How the pages came. finish_reason: the first token ended the request already, and there is nothing to decode."""
+    """How the pages came. seconds: from when the last of them were offered until all were here. finish_reason: the
+    first token ended the request already, and there is nothing to decode."""
 
     lane: str
     seconds: float
     finish_reason: FinishReason | None
 
 
-class KvTransfer:
-    """The decode side. The prefill side is the engine's export and a lease on it."""
+@dataclass(frozen=True)
+class _Fetched:
+    """ended_s is on the monotonic clock."""
 
-    def __init__(self, engine: Engine, fetcher: TensorFetcher) -> None:
+    fetched: FetchedTensor
+    ended_s: float
+
+
+class KvTransfer:
+    """The decode side. The prefill side is the engine's export and `KvLeases`."""
+
+    def __init__(self, engine: Engine, fetcher: TensorFetcher, max_under_way: int) -> None:
+        """max_under_way: parts of one ticket that are fetched at once."""
         self._engine = engine
         self._fetcher = fetcher
+        self._max_under_way = max_under_way
 
     async def bring(self, sequence: Sequence, ticket: Ticket, deadline: Deadline) -> KvArrival:
         """Gives the sequence its pages and first token. Full pages that are here already do not travel.
@@ -65,14 +82,45 @@ class KvTransfer:
         scheduler = self._engine.scheduler
         prefix = await asyncio.wrap_future(self._engine.call(lambda: scheduler.export_prefix(sequence)))
         timeout_s = deadline.next_hop_s("fetch KV pages")
-        fetched = await self._fetcher.fetch(ticket, first_row=len(prefix), timeout_s=timeout_s)
-        note_transfer("kv_transfer", fetched)
-        outcome = fetched.outcome
+        parts = parts_of(ticket)
+        fetched = await self._fetch_parts(ticket, parts, len(prefix), timeout_s) if parts else []
+        if not parts:
+            fetched = [await self._fetch(ticket, len(prefix), timeout_s)]
+        last = fetched[-1].fetched
+        outcome = last.outcome
         if outcome is None:
             raise IntegrityError(
                 f"ticket {ticket.ticket_id} came without its prefill's first token, expected it in the header",
                 field="prefill",
             )
         reason = FinishReason(outcome.finish_reason) if outcome.finish_reason else None
-        sequence.take_over(outcome.first_token_id, torch.cat([prefix.to(fetched.tensor.device), fetched.tensor]))
-        return KvArrival(fetched.lane, fetched.seconds, reason)
+        device = last.tensor.device
+        pages = torch.cat([prefix.to(device), *(item.fetched.tensor.to(device) for item in fetched)])
+        sequence.take_over(outcome.first_token_id, pages)
+        offered_s = fetched[-1].ended_s - last.seconds
+        return KvArrival(last.lane, max(item.ended_s for item in fetched) - offered_s, reason)
+
+    async def _fetch_parts(
+        self, ticket: Ticket, parts: Seq[TicketPart], num_here: int, timeout_s: float
+    ) -> list[_Fetched]:
+        """Those with rows from `num_here` on, and the last in any case; the ticket itself keeps the others' leases."""
+        turns = asyncio.Semaphore(self._max_under_way)
+
+        async def fetch(part: TicketPart) -> _Fetched:
+            async with turns:
+                return await self._fetch(part.ticket, max(num_here - part.first_row, 0), timeout_s)
+
+        needed = [part for part in parts if part.end_row > num_here or part is parts[-1]]
+        async with self._fetcher.keeping(ticket):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    # In their order, in which they are computed.
+                    tasks = [group.create_task(fetch(part)) for part in needed]
+            except ExceptionGroup as failures:
+                raise first_error(failures) from None
+        return [task.result() for task in tasks]
+
+    async def _fetch(self, ticket: Ticket, first_row: int, timeout_s: float) -> _Fetched:
+        fetched = await self._fetcher.fetch(ticket, first_row=first_row, timeout_s=timeout_s)
+        note_transfer("kv_transfer", fetched)
+        return _Fetched(fetched, time.monotonic())

@@ -134,7 +134,7 @@ def build_computation(model: LoadedModel, section: LanguageSection, progress: Pr
     num_pages = section.num_pages or shape.num_pages_in(section.kv_cache_bytes or free_kv_bytes(model, section))
     if isinstance(model.language, ShardedLanguageModel):
         num_pages = model.language.collectives.min_of(num_pages)
-    cache = PagedKvCache(shape, num_pages, model.device)
+    cache = PagedKvCache(shape, num_pages, model.device, section.export_bytes)
     max_context_tokens = section.max_context_tokens or model.config.text.max_position_embeddings
     # A sequence that has the cache to itself must be able to go on to its end.
     max_sequence_tokens = min(max_context_tokens, num_pages * section.page_size)

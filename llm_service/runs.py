@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from llm_service.admission import TokenHold
 from llm_service.engine import Engine, StepOutput
 from llm_service.sequence import FinishReason, Sequence
 from llm_service.steps import StepChannel
 
+TakeParts = Callable[[Seq[Tensor]], None]
+
 
 @dataclass(eq=False)
 class Run:
-    """One sequence. has_begun: its first output came; ended: its last one, or the error; num_tokens: so many came."""
+    """One sequence. has_begun: its first token came; ended: its last output, or the error; num_tokens: so many came;
+    take_parts: where its KV pages go while it is prefilled."""
 
     sequence: Sequence
     hold: TokenHold
@@ -22,9 +28,14 @@ class Run:
     ended: asyncio.Future[StepOutput]
     has_begun: asyncio.Event = field(default_factory=asyncio.Event)
     num_tokens: int = 0
+    take_parts: TakeParts | None = None
 
     def take(self, output: StepOutput) -> None:
         if self.ended.done():
+            return
+        if output.kv_parts:
+            assert self.take_parts is not None
+            self.take_parts(output.kv_parts)
             return
         self.hold.release()
         self.num_tokens += len(output.token_ids)
@@ -47,14 +58,21 @@ class SequenceRuns:
         self._runs: dict[Sequence, Run] = {}
 
     async def run(
-        self, engine: Engine, sequences: Seq[Sequence], hold: TokenHold, channel: StepChannel | None
+        self,
+        engine: Engine,
+        sequences: Seq[Sequence],
+        hold: TokenHold,
+        channel: StepChannel | None,
+        take_parts: TakeParts | None = None,
     ) -> list[Run]:
         """The answers to one prompt, from beginning to end; their tokens go to the channel on the way. Raises the error
         of the first that fails. Leaving takes all of them out of the engine.
 
         Those without pages of their own begin when the first has its first token: its prompt is in the prefix cache.
         """
-        runs = [Run(sequence, hold, channel, self._loop.create_future()) for sequence in sequences]
+        runs = [
+            Run(sequence, hold, channel, self._loop.create_future(), take_parts=take_parts) for sequence in sequences
+        ]
         self._runs |= {run.sequence: run for run in runs}
         try:
             engine.add(runs[0].sequence)

@@ -88,7 +88,7 @@ class Scheduler:
 
     def publish(self, chunk: Chunk) -> None:
         """The chunk was computed, and all its tokens are known: pages that are full now can be found by others."""
-        if chunk.sequence.state is SequenceState.RUNNING:
+        if self._is_current(chunk):
             self._publish_pages(chunk.sequence, chunk.start // self.pool.page_size, chunk.end)
 
     def remove(self, sequence: Sequence) -> None:
@@ -111,6 +111,33 @@ class Scheduler:
         num_pages = self.pool.num_pages_for(sequence.num_computed_tokens)
         pages = self.pool.table(sequence)[:num_pages]
         return self.cache.export_pages(pages, sequence.num_computed_tokens)
+
+    def export_parts(self, chunk: Chunk) -> list[Tensor]:
+        """Copies for another actor: the parts of the prompt's pages that are complete with a computed chunk and were
+        not before, all but the last of the prompt."""
+        sequence = chunk.sequence
+        size = sequence.pages_per_part
+        if size == 0 or not self._is_current(chunk):
+            return []
+        num_parts = -(-self.pool.num_pages_for(sequence.prompt.num_tokens) // size)
+        num_complete = min(chunk.end // self.pool.page_size // size, num_parts - 1)
+        table = self.pool.table(sequence)
+        starts = [part * size for part in range(sequence.num_exported_parts, num_complete)]
+        sequence.num_exported_parts = max(sequence.num_exported_parts, num_complete)
+        num_tokens = size * self.pool.page_size
+        return [self.cache.hand_over_pages(table[start : start + size], num_tokens) for start in starts]
+
+    def _is_current(self, chunk: Chunk) -> bool:
+        """The sequence still has the pages that the chunk was computed into."""
+        is_running = chunk.sequence.state is SequenceState.RUNNING
+        return is_running and chunk.block_table is self.pool.table(chunk.sequence)
+
+    def export_rest(self, sequence: Sequence) -> Tensor:
+        """The same of all pages behind those parts, when the prompt is computed."""
+        first = sequence.num_exported_parts * sequence.pages_per_part
+        num_tokens = sequence.num_computed_tokens
+        pages = self.pool.table(sequence)[first : self.pool.num_pages_for(num_tokens)]
+        return self.cache.hand_over_pages(pages, num_tokens - first * self.pool.page_size)
 
     def _grow_running(self) -> bool:
         """Pages for the tokens to be computed. False when there are too few and tokens are pending: what is in flight

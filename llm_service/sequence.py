@@ -63,6 +63,9 @@ class Sequence:
     is_prefill_only: bool = False
     # Other answers begin with the same pages: they are wanted even when the first token already ends this one.
     is_prompt_shared: bool = False
+    # Pages that leave together while the rest of the prompt is computed; 0: all leave with its first token.
+    pages_per_part: int = 0
+    num_exported_parts: int = 0
     # Which of the n answers of its request this is.
     choice_index: int = 0
     # Follows the tokens as they become known; the next token can be chosen only then.

@@ -39,6 +39,10 @@ class GatheredPages:
         zero_behind(copy, num_tokens)
         return copy
 
+    def hand_over_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
+        """As `export_pages`: the heads of all ranks meet in the host's memory."""
+        return self.export_pages(pages, num_tokens)
+
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], copy: Tensor) -> None:
         """As `PagedKvCache.import_pages`, with the KV heads of all ranks."""

@@ -61,7 +61,9 @@ class Dispatcher:
             streams=StepStreams(channels, membership),
             loads=self._loads,
             pace=ChunkPace(config.router.max_chunks_per_s),
-            tickets=TicketMaker(text, config.stages.prefill.page_size, config.transport.lease_s),
+            tickets=TicketMaker(
+                text, config.stages.prefill.page_size, config.transport.lease_s, config.transport.kv_part_bytes
+            ),
         )
 
     @property

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
 from router.control.membership import Member
 from router.dispatch.prepared_request import MediaItem
 from triptych.models.qwen2_5_vl.config import TextConfig
-from triptych.transport.ticket import new_id
+from triptych.transport.parts import MAX_PARTS
+from triptych.transport.ticket import dtype_from_proto, new_id
 from triptych.v1 import common_pb2
 
 
 @dataclass(frozen=True)
 class TicketMaker:
-    """`page_size` is that of the prefill and decode stages; a producer keeps what nobody fetches for `lease_s`."""
+    """`page_size` is that of the prefill and decode stages; a producer keeps what nobody fetches for `lease_s`.
+    KV pages leave in parts of `kv_part_bytes` (0: as a whole)."""
 
     text: TextConfig
     page_size: int
     lease_s: float
+    kv_part_bytes: int = 0
 
     def embedding_ticket(self, item: MediaItem, producer: Member) -> common_pb2.Ticket:
         """Names [num_tokens, hidden_size] on an encoder."""
@@ -33,7 +37,11 @@ class TicketMaker:
         num_pages = -(-num_prompt_tokens // self.page_size)
         text = self.text
         shape = [num_pages, text.num_hidden_layers, 2, self.page_size, text.num_key_value_heads, text.head_dim]
-        return self._ticket(producer, shape)
+        ticket = self._ticket(producer, shape)
+        if self.kv_part_bytes:
+            page_bytes = math.prod(shape[1:]) * dtype_from_proto(producer.dtype).itemsize
+            ticket.rows_per_part = max(1, self.kv_part_bytes // page_bytes, -(-num_pages // MAX_PARTS))
+        return ticket
 
     def _ticket(self, producer: Member, shape: list[int]) -> common_pb2.Ticket:
         return common_pb2.Ticket(

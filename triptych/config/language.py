@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from triptych.config.actor import ActorSection
+from triptych.config.units import MIB
 
 
 class Placement(StrEnum):
@@ -30,6 +31,12 @@ class LanguageSection(ActorSection):
         0,
         ge=0,
         description="Memory of the KV pages; 0: by device, on a GPU what gpu_memory_fraction leaves free.",
+    )
+    export_bytes: int = Field(
+        1024 * MIB,
+        ge=0,
+        description="GPU memory beside the cache for copies of KV pages that decode actors are to fetch; what is more "
+        "waits in host memory.",
     )
     gpu_memory_fraction: float = Field(
         0.9, gt=0, lt=1, description="Part of the GPU's memory that may be in use once the KV cache is there."

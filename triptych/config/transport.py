@@ -19,6 +19,14 @@ class TransportSection(Section):
     cuda_slab_bytes: int = Field(
         512 * MIB, ge=0, description="GPU memory a producer takes when cuda_ipc is first used; 0 turns it off."
     )
+    kv_part_bytes: int = Field(
+        32 * MIB,
+        ge=0,
+        description="KV pages of a prompt leave in parts of this size, each when it is computed; 0: all at the end.",
+    )
+    kv_parts_under_way: int = Field(
+        4, ge=1, le=64, description="Parts of one prompt that a decode actor fetches at once."
+    )
     chunk_bytes: int = Field(1 * MIB, ge=4096, le=16 * MIB, description="One message of the lane grpc.")
     max_links: int = Field(16, ge=1, description="Links of one actor in one lane and direction (nccl, gloo).")
     link_slots: int = Field(4, ge=1, le=1024, description="Transfers that one link may have under way.")

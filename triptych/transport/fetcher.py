@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,6 +82,10 @@ class TensorFetcher:
                 return await self._over_first_that_delivers(self._lanes_to(ticket), order)
         except TimeoutError:
             raise too_late(ticket) from None
+
+    def keeping(self, ticket: Ticket) -> AbstractAsyncContextManager[None]:
+        """Keep a ticket alive that is a lease on others, see `parts_of`; released when the block is left."""
+        return self._keeper.keep(ticket)
 
     def release(self, ticket: Ticket) -> None:
         """Give up a ticket that was never fetched, without waiting for the producer."""

@@ -103,6 +103,7 @@ class Ticket:
     second_per_grid_t: float = 0.0
     lease_deadline_s: float = 0.0
     device_id: str = ""
+    rows_per_part: int = 0
 
     @property
     def spec(self) -> TensorSpec:
@@ -124,6 +125,7 @@ class Ticket:
             lanes=self.lanes,
             lease_deadline_s=self.lease_deadline_s,
             device_id=self.device_id,
+            rows_per_part=self.rows_per_part,
         )
 
     @classmethod
@@ -156,6 +158,7 @@ class Ticket:
             second_per_grid_t=message.second_per_grid_t,
             lease_deadline_s=message.lease_deadline_s,
             device_id=message.device_id,
+            rows_per_part=message.rows_per_part,
         )
 
 
