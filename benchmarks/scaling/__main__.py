@@ -68,8 +68,10 @@ def compare(
 
     outcome = simulate(FIRST, scaling_policy(name))
     print_row(seed, name, outcome)
-    highest = {stage: _highest(outcome, stage) + 8 for stage in STAGES}
-    fixed, fixed_outcome = best_fixed(simulate, dict.fromkeys(STAGES, 1), highest, outcome.attained)
+    # No fixed count attains as much with half of what the policy had on average.
+    lowest = {stage: max(1, int(outcome.actor_seconds[stage] / (len(days) * DAY_S) / 2)) for stage in STAGES}
+    highest = {stage: _highest(outcome, stage) + 1 for stage in STAGES}
+    fixed, fixed_outcome = best_fixed(simulate, lowest, highest, outcome.attained)
     print_row(seed, "best fixed", fixed_outcome)
     saved = 1 - outcome.total_actor_seconds / fixed_outcome.total_actor_seconds
     decided = f"{outcome.num_changes} decisions, {outcome.num_turns} turns"

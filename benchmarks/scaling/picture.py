@@ -43,6 +43,7 @@ def write_svg(
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "triptych"  # equal data, equal file
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(4, 1, figsize=(9, 8), sharex=True, constrained_layout=True)
     end_s = len(days) * DAY_S
@@ -57,7 +58,7 @@ def write_svg(
     axes[0].plot(hours, [value / 1e3 for value in prompt], label="1,000 prompt tokens/s", color="#4263a0")
     axes[0].plot(hours, [value / 1e3 for value in patches], label="1,000 patches/s", color="#c2662d")
     axes[0].set_title(title, fontsize=10)
-    axes[0].legend(loc="upper right", fontsize=8)
+    axes[0].legend(loc="upper left", fontsize=8)
     axes[0].set_ylabel("arriving work", fontsize=8)
     for axis, stage in zip(axes[1:], STAGES, strict=True):
         times, counts = counts_of(decisions, stage)
@@ -66,6 +67,7 @@ def write_svg(
         axis.text(0.1, fixed[stage], "best fixed", fontsize=7, va="bottom", color="#555555")
         axis.set_ylabel(f"{stage} actors", fontsize=8)
         axis.set_ylim(0, max(*counts, fixed[stage]) * 1.2)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("hours (UTC)", fontsize=8)
     axes[-1].set_xlim(0, end_s / 3_600)
     figure.savefig(path, metadata={"Date": None, "Creator": None})
