@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from triptych.config.roles import RolesSection
 from triptych.config.section import Section
 
 
@@ -71,6 +72,7 @@ class ScalingSection(Section):
     prefill: StageScalingSection = StageScalingSection()
     decode: StageScalingSection = StageScalingSection()
     prefill_decode: StageScalingSection = StageScalingSection()
+    roles: RolesSection = RolesSection()
 
     @model_validator(mode="after")
     def _only_encoders_go_to_zero(self) -> ScalingSection:

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     WORK_WAITS = "work_waits"  # at an empty stage
     IDLE = "idle"
     BOUNDS = "bounds"
+    MIX = "mix"  # an actor moved to another stage, where the mix of requests needs it more
     MANUAL = "manual"
 
 

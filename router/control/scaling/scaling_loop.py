@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from router.control.membership import Member, Membership, StageName
+from router.control.roles.role_context import StageLoad
+from router.control.roles.role_loop import RoleLoop
 from router.control.scaling import scaling_policy
 from router.control.scaling.bounds import scaled_stages
 from router.control.scaling.capacity import CapacityMeter
@@ -19,6 +21,10 @@ from triptych.config import DeploymentConfig
 from triptych.v1 import admin_pb2
 
 logger = logging.getLogger(__name__)
+
+# Stages whose actors hold answers while they run, and from which share of the streams on they count as full.
+_HOLDING = (StageName.DECODE, StageName.PREFILL_DECODE)
+_FULL = 0.9
 
 AskActor = Callable[[Member], Awaitable[admin_pb2.ActorInfo | None]]
 
@@ -40,6 +46,12 @@ class Scaled(Protocol):
 
     def set_wanted(self, stage: StageName, num_actors: int) -> None:
         """As `scale`, without waiting and without the check that the policy's bounds have replaced."""
+        ...
+
+    async def move(
+        self, from_stage: StageName, to_stage: StageName, actor_id: str = "", *, is_automatic: bool = False
+    ) -> str:
+        """Has an actor of one stage take work of the other."""
         ...
 
 
@@ -84,6 +96,7 @@ class ScalingLoop:
         self._num_routers = config.router.processes
         self._states = {stage: ScalingState() for stage in StageName}
         self._capacities = {stage: CapacityMeter(getattr(config.scaling, stage).work_per_s) for stage in StageName}
+        self._roles = RoleLoop(config, controller, metrics, clock)
         self._seen = Work()
         self._seen_s = clock()
         self._task: asyncio.Task[None] | None = None
@@ -97,6 +110,7 @@ class ScalingLoop:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._roles.stop()
 
     async def _run(self) -> None:
         while True:
@@ -109,15 +123,43 @@ class ScalingLoop:
 
     async def step(self) -> None:
         """One look at everything, and what follows from it."""
-        if self._bounds:
+        if self._bounds or self._roles.is_active:
             members = self._membership.all_members()
             infos = {info.actor_id: info for info in await asyncio.gather(*map(self._ask, members)) if info is not None}
             arriving = self._arriving_per_s()
             self._measure(members, infos)
             for stage in self._bounds:
                 self._decide(stage, arriving, infos)
+            if self._roles.is_active:
+                self._roles.step({stage: self._stage_load(stage, arriving, infos) for stage in StageName})
         for stage in StageName:
             self._metrics.note_counts(stage, self._controller.counts(stage))
+
+    def _stage_load(
+        self, stage: StageName, arriving: tuple[float, float], infos: dict[str, admin_pb2.ActorInfo]
+    ) -> StageLoad:
+        """For the role policy. Requests without a place wait for encoders or prefill, unless the running answers fill
+        the stages that hold them: then they are more of those."""
+        members = [member for member in self._membership.all_members() if member.stage is stage]
+        holdings, flows = self._holdings(stage, members, infos), self._flows(stage, members, arriving, Work())
+        unplaced = self._loads.unplaced()
+        if (held := self._held_tokens_if_full(infos)) is not None:
+            growth = 1.0 + self._num_routers * unplaced.num_prompt_tokens / held
+            holdings = tuple(Holding(growth * holding.held, holding.capacity) for holding in holdings)
+        else:
+            flows = self._flows(stage, members, arriving, unplaced)
+        return self._roles.load(stage, flows, holdings, self._controller.counts(stage).ready)
+
+    def _held_tokens_if_full(self, infos: dict[str, admin_pb2.ActorInfo]) -> int | None:
+        """KV tokens of all running answers, when the stages that decode have no room for more."""
+        members = [member for member in self._membership.all_members() if member.stage in _HOLDING]
+        is_full = members and all(
+            holding.held >= _FULL * holding.capacity
+            for member in members
+            for holding in self._holdings(member.stage, [member], infos)[:1]
+        )
+        told = [infos[member.actor_id].language for member in members if member.actor_id in infos]
+        return max(1, sum(language.held_pages * language.page_size for language in told)) if is_full else None
 
     def _decide(self, stage: StageName, arriving: tuple[float, float], infos: dict[str, admin_pb2.ActorInfo]) -> None:
         context = self._context(stage, arriving, infos)
@@ -148,17 +190,19 @@ class ScalingLoop:
             bounds=self._bounds[stage],
             start_s=self._controller.start_s(stage) or self._settings.start_s,
             settings=self._settings,
-            flows=self._flows(stage, members, arriving),
+            flows=self._flows(stage, members, arriving, self._loads.unplaced()),
             holdings=self._holdings(stage, members, infos),
             attainment=self._loads.demand.attainment.of(stage, now_s),
             state=self._states[stage],
         )
 
-    def _flows(self, stage: StageName, members: list[Member], arriving: tuple[float, float]) -> tuple[Flow, ...]:
+    def _flows(
+        self, stage: StageName, members: list[Member], arriving: tuple[float, float], unplaced: Work
+    ) -> tuple[Flow, ...]:
         if stage is StageName.DECODE:
             return ()
         given = [self._loads.work_on(member.actor_id) for member in members]
-        unplaced, work_per_s = self._loads.unplaced(), self._capacities[stage].work_per_s
+        work_per_s = self._capacities[stage].work_per_s
         if stage is StageName.ENCODER:
             waiting = unplaced.num_patches + sum(work.num_patches for work in given)
             return (Flow(arriving[0], self._num_routers * waiting, work_per_s),)
@@ -170,7 +214,7 @@ class ScalingLoop:
         self, stage: StageName, members: list[Member], infos: dict[str, admin_pb2.ActorInfo]
     ) -> tuple[Holding, ...]:
         """KV tokens and streams, as the actors count them: whichever router they are of."""
-        if stage not in (StageName.DECODE, StageName.PREFILL_DECODE):
+        if stage not in _HOLDING:
             return ()
         told = [infos[member.actor_id].language for member in members if member.actor_id in infos]
         streams = Holding(
