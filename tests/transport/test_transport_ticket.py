@@ -28,6 +28,7 @@ TICKET = Ticket(
     second_per_grid_t=0.4,
     lease_deadline_s=1.5,
     device_id="GPU-1",
+    rows_per_part=3,
 )
 
 
