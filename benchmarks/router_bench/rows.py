@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import cycle
 from statistics import median
+from typing import Any
 
 import grpc
 
@@ -14,6 +16,10 @@ from triptych.rpc.channels import channel_options
 from triptych.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 _NO_LIMIT = -1
+# Steps of 256 answers: 40,000 tokens/s, what the 3B engine is to reach with as many.
+STEP_S = 0.0064
+# Connections go to one process or another by chance, so there are many.
+_NUM_CHANNELS = 16
 
 
 def message(max_tokens: int, text: str = "What is in the picture?") -> inference_pb2.GenerateRequest:
@@ -24,25 +30,27 @@ def message(max_tokens: int, text: str = "What is in the picture?") -> inference
 
 
 class LoadClient:
-    """One channel; counts tokens, decodes nothing else."""
+    """Asks over its channels in turn; counts tokens, decodes nothing else."""
 
-    def __init__(self, endpoint: str) -> None:
-        self._channel = grpc.aio.insecure_channel(endpoint, options=channel_options(_NO_LIMIT))
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+    def __init__(self, endpoint: str, num_channels: int = 1) -> None:
+        options = channel_options(_NO_LIMIT)
+        self._channels = [grpc.aio.insecure_channel(endpoint, options=options) for _ in range(num_channels)]
+        self._stubs = cycle([inference_pb2_grpc.InferenceServiceStub(channel) for channel in self._channels])
 
     async def ask(self, request: inference_pb2.GenerateRequest) -> int:
         """The number of tokens that came."""
         num_tokens = 0
-        async for response in self._stub.Generate(request, timeout=120):
+        async for response in next(self._stubs).Generate(request, timeout=120):
             num_tokens += len(response.chunk.token_ids)
         return num_tokens
 
-    def begin(self, request: inference_pb2.GenerateRequest) -> grpc.aio.UnaryStreamCall:
+    def begin(self, request: inference_pb2.GenerateRequest) -> grpc.aio.UnaryStreamCall[Any, Any]:
         """A call that nobody reads."""
-        return self._stub.Generate(request, timeout=120)
+        call: grpc.aio.UnaryStreamCall[Any, Any] = next(self._stubs).Generate(request, timeout=120)
+        return call
 
     async def close(self) -> None:
-        await self._channel.close()
+        await asyncio.gather(*(channel.close() for channel in self._channels))
 
 
 async def latency_ms(client: LoadClient, num_requests: int) -> list[float]:
@@ -99,17 +107,20 @@ async def _closed_loop(
     await asyncio.gather(*(worker() for _ in range(at_once)))
 
 
-def measure(repeats: int) -> dict[str, Sequence[float]]:
-    """Samples by row id."""
-    with running_router(step_s=0.0) as router:
-        samples = asyncio.run(_quick_rows(router, repeats))
-    with running_router(step_s=0.01) as router:
-        samples |= asyncio.run(_paced_rows(router, repeats))
-    return samples
+def measure(repeats: int, num_processes: int) -> dict[str, Sequence[float]]:
+    """Samples by row id; with several router processes only what they are for, under names that say so."""
+    with running_router(0.0, num_processes) as router:
+        samples = asyncio.run(_quick_rows(router, repeats, num_processes))
+    with running_router(STEP_S, num_processes) as router:
+        samples |= asyncio.run(_token_rows(router, repeats, num_processes))
+        if num_processes == 1:
+            samples |= asyncio.run(_stopped_rows(router))
+            return samples
+    return {f"{name}_{num_processes}_processes": values for name, values in samples.items()}
 
 
-async def _quick_rows(router: RunningRouter, repeats: int) -> dict[str, Sequence[float]]:
-    client = LoadClient(router.endpoint)
+async def _quick_rows(router: RunningRouter, repeats: int, num_processes: int) -> dict[str, Sequence[float]]:
+    client = LoadClient(router.endpoint, _channels_for(num_processes))
     await latency_ms(client, 100)
     latencies = await latency_ms(client, 300 * repeats)
     cpu_s = router.cpu_s()
@@ -119,13 +130,23 @@ async def _quick_rows(router: RunningRouter, repeats: int) -> dict[str, Sequence
     return {"router.request_ms": latencies, "router.requests_s": rates, "router.cpu_ms": [router_cpu_ms]}
 
 
-async def _paced_rows(router: RunningRouter, repeats: int) -> dict[str, Sequence[float]]:
-    client = LoadClient(router.endpoint)
+async def _token_rows(router: RunningRouter, repeats: int, num_processes: int) -> dict[str, Sequence[float]]:
+    client = LoadClient(router.endpoint, _channels_for(num_processes))
+    await latency_ms(client, 20)
+    cpu_s = router.cpu_s()
     rates = [await tokens_per_second(client, num_streams=256, num_tokens=200) for _ in range(repeats)]
+    cpu_ms = 1e3 * (router.cpu_s() - cpu_s) / (repeats * 256 * 200 / 1_000)
     await client.close()
+    return {"router.tokens_s": rates, "router.cpu_ms_1000_tokens": [cpu_ms]}
+
+
+async def _stopped_rows(router: RunningRouter) -> dict[str, Sequence[float]]:
     stopped = await stopped_readers(router, num_stopped=20)
     return {
-        "router.tokens_s": rates,
         "router.stopped_reader_bytes": [stopped["bytes_each"]],
         "router.beside_stopped_readers": [stopped["beside_ms"] / stopped["alone_ms"]],
     }
+
+
+def _channels_for(num_processes: int) -> int:
+    return 1 if num_processes == 1 else _NUM_CHANNELS

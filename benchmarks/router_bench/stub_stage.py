@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,16 +46,19 @@ class StubLanguageStage(language_pb2_grpc.LanguageServiceServicer):
         self, request: language_pb2.StreamStepsRequest, context: Any
     ) -> AsyncIterator[language_pb2.StreamStepsResponse]:
         answers = self._running.setdefault(request.router_id, [])
+        next_s = 0.0
         while True:
             while not answers:
                 self._wanted.clear()
                 await self._wanted.wait()
+            # Steps keep their pace whatever sending takes; those that come late are not made up for.
+            next_s = max(next_s, time.monotonic()) + self._step_s
             yield language_pb2.StreamStepsResponse(outputs=[_step(answer) for answer in answers])
             for answer in answers:
                 if not answer.num_left and not answer.done.done():
                     answer.done.set_result(None)
             answers[:] = [answer for answer in answers if answer.num_left]
-            await asyncio.sleep(self._step_s)
+            await asyncio.sleep(max(next_s - time.monotonic(), 0.0))
 
 
 def _step(answer: _Running) -> language_pb2.SequenceOutput:
