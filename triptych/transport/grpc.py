@@ -7,6 +7,7 @@ import torch
 from triptych.errors import IntegrityError
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
+from triptych.transport.allocator import keep_message_memory
 from triptych.transport.checksum import crc32_of_bytes
 from triptych.transport.chunk_codec import Chunk, encode_chunk
 from triptych.transport.copying import byte_array, run_copy
@@ -24,6 +25,7 @@ class GrpcProducerLane:
     name = "grpc"
 
     def __init__(self, chunk_bytes: int) -> None:
+        keep_message_memory()
         self._chunk_bytes = chunk_bytes
         self._copies = DeviceCopies()
 
@@ -47,6 +49,7 @@ class GrpcConsumerLane:
     name = "grpc"
 
     def __init__(self, channels: ChannelPool, consumer_id: str) -> None:
+        keep_message_memory()
         self._channels = channels
         self._consumer_id = consumer_id
 
