@@ -23,6 +23,7 @@ from llm_service.step_choice import Move, StepChoice, nearest, quickest
 from llm_service.step_inputs import fill_decodes, token_specs
 from llm_service.upload import Array, Fields, FieldSpec, Upload, array_specs, bytes_of
 from triptych.kernels.decode_attention import MAX_SPLITS
+from triptych.models.qwen2_5_vl.fused import BatchPlan
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +69,20 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, cache: PagedKvCache, max_batch: int, max_sequence_tokens: int, compute: ComputeDecodes, pdl: bool
+        self,
+        cache: PagedKvCache,
+        max_batch: int,
+        max_sequence_tokens: int,
+        compute: ComputeDecodes,
+        pdl: bool,
+        batch_plan: Callable[[int], BatchPlan | None],
     ) -> None:
+        """batch_plan: how the linears of a batch of that size are computed, unless a measurement was against it."""
         self.cache = cache
         self.max_batch = max_batch
         self._compute = compute
         self._pdl = pdl
+        self._batch_plan = batch_plan
         self._buckets: dict[int, _Bucket] = {}
         self._choices: dict[int, StepChoice] = {}
         # One for all captures: cuBLAS keeps work space for every stream that it was used on.
@@ -108,7 +117,8 @@ class DecodeGraphs:
         logger.info("tuned decode steps in %.1f s: %s", time.monotonic() - started_s, self._choices)
 
     def _choice(self, batch: int) -> StepChoice:
-        """What was measured, or what was for the next larger batch, with as many programs in all; else by shape."""
+        """What was measured, or what was for the next larger batch, with as many programs in all; else by shape.
+        Linears go by shape, unless cuBLAS was quicker for that larger batch."""
         base = StepChoice(None, None, self._pdl)
         size = nearest(batch, self._choices)
         if size is None or size == batch:
@@ -117,7 +127,8 @@ class DecodeGraphs:
         if size == 1 or plan is None:
             return base
         num_splits = min(max(1, plan.num_splits * size // batch), MAX_SPLITS)
-        return replace(base, attention=replace(plan, num_splits=num_splits), batch=self._choices[size].batch)
+        batch_plan = None if self._choices[size].batch is None else self._batch_plan(batch)
+        return replace(base, attention=replace(plan, num_splits=num_splits), batch=batch_plan)
 
     def _time_ms(self, batch: int, choice: StepChoice) -> float:
         """Milliseconds of a captured step at a usual context, every sequence with pages of its own."""

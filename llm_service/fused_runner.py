@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_UPLOAD_BYTES = 1 << 20
 # Batch sizes whose steps are measured in several ways; those between follow the next of them.
-_TUNED_BATCHES = (1, 16, 64, 128)
+_TUNED_BATCHES = (1, 32, 64, 128)
 # Most seconds for that, kernels compiled for it included, and for the warm-up.
 _MAX_TUNING_S = 2.5
 _MAX_WARM_UP_S = 3.0
@@ -114,7 +114,9 @@ class FusedModelRunner:
         ]
         self._turn = 0
         self._logits = torch.zeros((max_batch, model.config.vocab_size), dtype=model.dtype, device=device)
-        self._graphs = DecodeGraphs(cache, max_batch, max_sequence_tokens, self._compute_decodes, model.pdl)
+        self._graphs = DecodeGraphs(
+            cache, max_batch, max_sequence_tokens, self._compute_decodes, model.pdl, model.batch_plan
+        )
         num_rows = max((bucket.num_tokens for bucket in prompt_buckets), default=0)
         media = torch.zeros((num_rows, model.config.hidden_size), dtype=model.dtype, device=device)
         self._prompt_graphs = PromptGraphs(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llm_service.kv_cache import PagedKvCache
 from triptych.kernels.activation import silu_and_mul
-from triptych.kernels.batch_linear import BatchTiling, batch_linear
+from triptych.kernels.batch_linear import MAX_TOKENS, BatchTiling, batch_linear
 from triptych.kernels.decode_attention import (
     DecodePlan,
     DecodeWorkspace,
@@ -30,15 +30,15 @@ from triptych.kernels.prefill_attention import PrefillTiling, paged_prefill_atte
 from triptych.kernels.rotary import rotary_and_store
 from triptych.kernels.sample import sample
 from triptych.kernels.skinny_linear import skinny_linear
-from triptych.models.qwen2_5_vl.fused import FusedLanguageModel, scales_of
+from triptych.models.qwen2_5_vl.fused import BatchPlan, FusedLanguageModel, scales_of
 
 logger = logging.getLogger(__name__)
 
 # Most of a compilation runs outside of Python: in LLVM, in the assembler, in the compiler of the launcher.
 _MAX_THREADS = 8
 
-# A batch size for each tile of tokens.
-_BATCHES = (64, 128)
+# Batch sizes whose linears are computed in different ways.
+_BATCHES = (8, 32, 64, 128)
 
 Task = Callable[[], object]
 
@@ -133,17 +133,18 @@ class KernelUses:
             )  # fmt: skip
 
     def _batches(self) -> Iterator[Task]:
-        """The linears of batches that are computed as those of `_BATCHES`, and the norms that add up their parts."""
+        """The linears of batches, and the norms that add up their parts."""
         attention, mlp = self._layer.self_attn, self._layer.mlp
+        seen = set()
         for batch in sorted({min(batch, self._max_batch) for batch in _BATCHES}):
-            plan = self._model.batch_plan(batch)
-            if plan is None:
-                continue
+            plan = self._model.batch_plan(batch) or BatchPlan()
             for linear, tiling in (
                 (attention.qkv_proj, plan.qkv), (attention.o_proj, plan.o), (mlp.gate_up_proj, plan.gate_up),
                 (mlp.down_proj, plan.down),
             ):  # fmt: skip
-                if tiling is not None:
+                use = (linear, tiling, batch <= MAX_TOKENS // 2)
+                if tiling is not None and use not in seen:
+                    seen.add(use)
                     yield partial(self._batch_linear, batch, linear, tiling)
 
     def _batch_linear(self, batch: int, linear: nn.Linear, tiling: BatchTiling) -> None:

@@ -207,23 +207,10 @@ class FusedLanguageModel:
         weights = [linear.weight for linear in (layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj)]
         if any(weight.dtype != torch.bfloat16 for weight in weights):
             return None
-        is_small = self.config.hidden_size <= 2_048
-        if num_tokens <= MAX_BATCH_TOKENS // 2:
-            narrow, wide = BatchTiling(32, 64), BatchTiling(64, 64, num_stages=3)
-            part = BatchTiling(64, 128, num_splits=4)
-            plan = BatchPlan(o=part, gate_up=narrow, down=part) if is_small else BatchPlan(gate_up=wide)
-        elif num_tokens <= MAX_BATCH_TOKENS and is_small:
-            plan = BatchPlan(
-                o=BatchTiling(16, 128, num_stages=5),
-                gate_up=BatchTiling(128, 64, num_warps=8),
-                down=BatchTiling(64, 64, num_splits=4, num_stages=6),
-            )
-        else:
-            return None
+        plan = _small_batch_plan(num_tokens) if self.config.hidden_size <= 2_048 else _large_batch_plan(num_tokens)
         tilings = zip((plan.o, plan.gate_up, plan.down), weights, (False, True, False), strict=True)
-        return (
-            plan if all(tiling is None or tiling.serves(weight, gated) for tiling, weight, gated in tilings) else None
-        )
+        is_served = all(tiling is None or tiling.serves(weight, is_gated) for tiling, weight, is_gated in tilings)
+        return plan if is_served and plan != BatchPlan() else None
 
     def warm_up(self, num_tokens: int) -> None:
         """Has the kernels of the linears loaded for a step of so many tokens; those of one layer are those of all."""
@@ -232,6 +219,29 @@ class FusedLanguageModel:
         attended = layer.self_attn.qkv_proj(hidden)[:, : layer.self_attn.o_proj.in_features].contiguous()
         layer.self_attn.o_proj(attended)
         layer.mlp.down_proj(silu_and_mul(layer.mlp.gate_up_proj(hidden)))
+
+
+def _small_batch_plan(num_tokens: int) -> BatchPlan:
+    """At a hidden size of 2,048: the fewer the tokens, the less cuBLAS leaves to gain. Above 64 a tile has 128 rows,
+    and up to 96 tokens leave too many of them empty."""
+    part = BatchTiling(64, 128, num_splits=4)
+    if num_tokens <= 16:
+        return BatchPlan(o=part)
+    if num_tokens <= 40:
+        return BatchPlan(o=part, gate_up=BatchTiling(64, 64))
+    if num_tokens <= MAX_BATCH_TOKENS // 2:
+        return BatchPlan(o=part, gate_up=BatchTiling(32, 64), down=part)
+    if 96 < num_tokens <= MAX_BATCH_TOKENS:
+        down = BatchTiling(64, 64, num_splits=4, num_stages=6)
+        return BatchPlan(o=BatchTiling(16, 128, num_stages=5), gate_up=BatchTiling(128, 64, num_warps=8), down=down)
+    return BatchPlan()
+
+
+def _large_batch_plan(num_tokens: int) -> BatchPlan:
+    """At a hidden size of 3,584."""
+    if MAX_BATCH_TOKENS // 4 < num_tokens <= MAX_BATCH_TOKENS // 2:
+        return BatchPlan(gate_up=BatchTiling(64, 64, num_stages=3))
+    return BatchPlan()
 
 
 def scales_of(linear: nn.Module) -> Tensor | None:
