@@ -29,14 +29,16 @@ class Measured:
 
 
 async def time_fetches(lane: str, num_bytes: int, devices: tuple[str, str], repeats: int) -> Measured:
-    """ms of each fetch; details: of which the producer took until the tensor was on offer."""
+    """ms of each fetch; details: of which the producer took until the tensor was on offer, and how long the consumer's
+    first read of it takes, and the second (lane shm: what a fetch hands out is mapped page by page when it is read).
+    """
     transport = TransportSection(lanes=(lane,), link_timeout_s=30.0)
     torch.set_num_threads(1)
     channels = ChannelPool(MESSAGE_BYTES)
     fetcher = TensorFetcher(channels, "consumer-1", host_id(), transport, FINGERPRINT, torch.device(devices[1]))
     try:
         with ProducerProcess(transport, devices[0], num_bytes) as producer:
-            samples, waits = [], []
+            samples, waits, reads = [], [], []
             for _ in range(repeats + _WARM_UPS):
                 ticket = producer.ticket()
                 start_s = time.perf_counter()
@@ -44,14 +46,30 @@ async def time_fetches(lane: str, num_bytes: int, devices: tuple[str, str], repe
                 samples.append((time.perf_counter() - start_s) * 1e3)
                 waits.append(fetched.wait_s * 1e3)
                 assert fetched.lane == lane
+                reads.append((_read_ms(fetched.tensor), _read_ms(fetched.tensor)))
             assert torch.equal(fetched.tensor.cpu().view(torch.int16), producer.tensor().view(torch.int16))
     finally:
         await fetcher.close()
         await channels.close()
     best_gb_s = num_bytes / min(samples) / 1e6
     wait_ms = sorted(waits[_WARM_UPS:])[repeats // 2]
-    details = {"num_bytes": num_bytes, "first_ms": samples[0], "wait_ms": wait_ms, "best_gb_s": round(best_gb_s, 3)}
+    first_read_ms, next_read_ms = (sorted(each[_WARM_UPS:])[repeats // 2] for each in zip(*reads, strict=True))
+    details = {
+        "num_bytes": num_bytes,
+        "first_ms": samples[0],
+        "wait_ms": wait_ms,
+        "best_gb_s": round(best_gb_s, 3),
+        "first_read_ms": round(first_read_ms, 3),
+        "next_read_ms": round(next_read_ms, 3),
+    }
     return Measured(samples[_WARM_UPS:], details)
+
+
+def _read_ms(tensor: torch.Tensor) -> float:
+    """One pass over every byte."""
+    start_s = time.perf_counter()
+    tensor.view(torch.int16).max().item()
+    return (time.perf_counter() - start_s) * 1e3
 
 
 async def rate_of_fetches(lane: str, num_bytes: int, devices: tuple[str, str], repeats: int) -> Measured:

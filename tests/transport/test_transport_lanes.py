@@ -180,6 +180,34 @@ async def test_the_slab_is_free_again_after_each_fetch(make_pair: Any) -> None:
         await pair.settle()
 
 
+async def test_tensors_lie_with_their_producer_while_the_slab_has_room_and_are_copied_out_then(make_pair: Any) -> None:
+    pair = await make_pair(lanes=("shm",))
+    slab, kept = pair.service._lanes["shm"]._slab, []
+    for number in range(24):  # 1.5 times the slab.
+        tensor = torch.full((2 * MIB // 4,), float(number))
+        ticket = pair.ticket(tensor)
+        pair.leases.grant(ticket.ticket_id, tensor)
+        kept.append((await pair.fetcher.fetch(ticket, timeout_s=5)).tensor)
+    await pair.settle()
+    num_lent = slab.num_bytes - slab.free_bytes
+    assert 7 * 2 * MIB <= num_lent <= slab.num_bytes // 2 + 3 * MIB
+    for number, tensor in enumerate(kept):
+        assert tensor.min() == tensor.max() == number
+    pair.service.close()
+    assert kept[0].max() == 0 and kept[1].max() == 1  # The file is gone, not the memory.
+
+
+async def test_memory_with_a_checksum_is_copied_out(make_pair: Any) -> None:
+    pair = await make_pair(lanes=("shm",), memory_checksums=True)
+    tensor = torch.randn(MIB)
+    ticket = pair.ticket(tensor)
+    pair.leases.grant(ticket.ticket_id, tensor)
+    fetched = await pair.fetcher.fetch(ticket, timeout_s=5)
+    await pair.settle()
+    slab = pair.service._lanes["shm"]._slab
+    assert slab.free_bytes == slab.num_bytes and torch.equal(fetched.tensor, tensor)
+
+
 @pytest.mark.parametrize("lane", LANES)
 async def test_dtype_and_shape_that_differ_are_named(make_pair: Any, lane: str) -> None:
     pair = await make_pair(lanes=(lane,))
