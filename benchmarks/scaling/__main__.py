@@ -168,15 +168,18 @@ def _quartiles(values: list[float]) -> str:
 
 
 def _report(rows: list[dict[str, Any]], arguments: argparse.Namespace, rates: ActorRates) -> dict[str, Any]:
-    """Rows of other runs that the file has already stay in it."""
+    """What the file has already of other rows and seeds stays in it."""
     before = json.loads(arguments.output.read_text(encoding="utf-8"))["rows"] if arguments.output.exists() else {}
     name = f"scaling.{arguments.policy}.{'week' if arguments.week else 'day'}"
-    details = {"rate_factor": arguments.rate_factor, "days": rows}
-    new = {}
+    by_seed = {row["seed"]: row for row in (before[name]["details"]["days"] if name in before else [])}
+    for row in rows:
+        by_seed[row["seed"]] = by_seed.get(row["seed"], {}) | row
+    rows = [by_seed[seed] for seed in sorted(by_seed)]
+    new: dict[str, dict[str, Any]] = {}
     for words, values in _groups(rows).items():
         key = name if words == "all" else f"{name}.{words.replace(' ', '_')}"
         new[key] = {"median": statistics.median(values), "samples": values}
-    new[name]["details"] = details
+    new[name]["details"] = {"rate_factor": arguments.rate_factor, "days": rows}
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "benchmark": "scaling",
