@@ -2,7 +2,7 @@
 
 All three systems stand ready at once; each round gives every mode the same requests in turn, in changing order, so that
 whatever else the machine does falls on all of them. Printed is, for each number of pictures, the median over the rounds
-of TTFT and throughput, and auto's ratio to the better of the other two.
+of TTFT and throughput, and auto's ratio to the better of the other two, the median of the rounds' own.
 """
 
 from __future__ import annotations
@@ -95,11 +95,20 @@ async def _round(backend: Backend, workload: Workload, num_pictures: int, argume
 
 
 def ratios(by_mode: dict[str, list[Sample]]) -> tuple[float, float]:
-    """Auto's median TTFT and throughput by those of the better of the other two; above 1 is worse and better."""
-    ttft = {mode: median(sample.ttft_ms for sample in samples) for mode, samples in by_mode.items()}
-    rate = {mode: median(sample.requests_s for sample in samples) for mode, samples in by_mode.items()}
+    """Auto's TTFT and throughput by those of the better of the other two; above 1 is worse and better.
+
+    The better one is that of the better median; the ratio to it is the median of the ratios within each round: other
+    work on the machine comes and goes, and slows the modes of one round alike.
+    """
     others = [mode for mode in MODES if mode != "auto"]
-    return ttft["auto"] / min(ttft[mode] for mode in others), rate["auto"] / max(rate[mode] for mode in others)
+    quicker = min(others, key=lambda mode: median(sample.ttft_ms for sample in by_mode[mode]))
+    faster = max(others, key=lambda mode: median(sample.requests_s for sample in by_mode[mode]))
+    return (
+        median(auto.ttft_ms / other.ttft_ms for auto, other in zip(by_mode["auto"], by_mode[quicker], strict=True)),
+        median(
+            auto.requests_s / other.requests_s for auto, other in zip(by_mode["auto"], by_mode[faster], strict=True)
+        ),
+    )
 
 
 def table_lines(samples: dict[str, dict[str, list[Sample]]]) -> Sequence[str]:
@@ -124,6 +133,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    load_before = os.getloadavg()[0]
     with Cluster.open(mode_config("auto")) as cluster:
         samples = asyncio.run(measure(cluster, arguments))
     print("\n".join(table_lines(samples)))
@@ -136,6 +146,8 @@ def main() -> int:
         record = {
             "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "command": f"python -m benchmarks.modes --rounds {arguments.rounds} --at-once {arguments.at_once}",
+            # The benchmark itself is about 3: what is more was others' work on the same cores.
+            "load_average": {"before": load_before, "after": os.getloadavg()[0]},
             "machine": f"{os.cpu_count()} CPU cores",
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "ray")}},
             "rows": rows,
