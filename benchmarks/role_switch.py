@@ -111,6 +111,8 @@ def configuration(model: str) -> DeploymentConfig:
                 "prefill_decode": {"replicas": 1, **language},
             },
             "router": {"port": 0, "http_port": -1},
+            # The lanes of a GPU are for actors in processes of their own.
+            "transport": {"lanes": ("shm", "grpc")},
             "control": {"keep_both_halves": True},
         },
         environment={},

@@ -57,6 +57,7 @@ class Controller:
         self._pinned: set[StageName] = set(known.pinned) if known is not None else set()
         self._start_s: dict[StageName, float] = {}
         self._actors: dict[int, SupervisedActor] = {}
+        self._moving: set[asyncio.Task[str]] = set()
         self._launched = 0
         self._backoff = Backoff(clock)
         self._wake = asyncio.Event()
@@ -84,6 +85,9 @@ class Controller:
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
+        for moving in self._moving:
+            moving.cancel()
+        await asyncio.gather(*self._moving, return_exceptions=True)
         self._membership.set(())
         await asyncio.gather(*(actor.stop(grace_s) for actor in self._actors.values()))
         self._actors.clear()
@@ -138,14 +142,11 @@ class Controller:
         actor.begin_move(to_stage)
         # At once: nothing new is to be sent there that it would have to refuse.
         self._publish()
-        try:
-            await actor.finish_move()
-        except BaseException:
-            self._shift_wanted(to_stage, from_stage)
-            raise
-        finally:
-            self._publish()
-        return actor.actor_id
+        # Whoever asked may go away; the actor moves all the same.
+        moving = asyncio.get_running_loop().create_task(self._finish_move(actor, from_stage, to_stage))
+        self._moving.add(moving)
+        moving.add_done_callback(self._moving.discard)
+        return await asyncio.shield(moving)
 
     def set_wanted(self, stage: StageName, num_actors: int) -> None:
         """What the scaling policy decided, within its bounds."""
@@ -200,6 +201,16 @@ class Controller:
         # Those that serve answer at once; those that still start are waited for by `look_after` like any other.
         while any(actor.phase is Phase.STARTING for actor in self._actors.values()) and self._clock() < deadline_s:
             await self._rest()
+
+    async def _finish_move(self, actor: SupervisedActor, from_stage: StageName, to_stage: StageName) -> str:
+        try:
+            await actor.finish_move()
+        except BaseException:
+            self._shift_wanted(to_stage, from_stage)
+            raise
+        finally:
+            self._publish()
+        return actor.actor_id
 
     def _shift_wanted(self, from_stage: StageName, to_stage: StageName) -> None:
         self._wanted[from_stage] -= 1

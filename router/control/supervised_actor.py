@@ -12,7 +12,7 @@ from router.control.launcher import ActorProcess, Health
 from router.control.membership import Member, StageName
 from router.control.plan import ActorView, Phase
 from triptych.config import ControlSection
-from triptych.errors import InternalError, TriptychError, Unavailable
+from triptych.errors import FailedPrecondition, InternalError, InvalidRequest, TriptychError, Unavailable
 from triptych.v1 import admin_pb2
 
 logger = logging.getLogger(__name__)
@@ -114,10 +114,13 @@ class SupervisedActor:
                 info = await self._process.move(self.stage, self._control.drain_timeout_s)
             self._member = Member.from_info(info)
             logger.info("%s is ready in stage %s at %s", self.actor_id, self.stage, self._member.endpoint)
-        except TimeoutError:
+        except (FailedPrecondition, InvalidRequest):
+            raise
+        except (TimeoutError, TriptychError) as error:
+            # Nobody knows what it is now.
+            self._set_phase(Phase.LOST)
             raise Unavailable(
-                f"not in stage {self.stage} within control.start_timeout_s={self._control.start_timeout_s:g}",
-                field="control.start_timeout_s",
+                f"{self.actor_id} was lost on its way to stage {self.stage}: {error or 'no answer'}"
             ) from None
         finally:
             self.stage = self._member.stage

@@ -268,3 +268,45 @@ async def test_a_launcher_that_raises_does_not_end_supervision(
     monkeypatch.setattr(deployment.launcher, "launch", fail_twice)
     await deployment.controller.scale(ENCODER, 2, wait=True, timeout_s=2.0)
     assert len(deployment.ready(ENCODER)) == 2
+
+
+async def test_an_actor_that_moves_takes_nothing_until_it_is_there() -> None:
+    deployment = Deployment(loads={"decode-02": 3})
+    controller = deployment.controller
+    try:
+        await controller.start()
+        await controller.scale(DECODE, 2, wait=True, timeout_s=5)
+        idle = deployment.launcher.actors[-1]
+        idle.move_gate = asyncio.Event()
+        moving = asyncio.create_task(controller.move(DECODE, BOTH))
+        await until(lambda: deployment.ready(DECODE) == ["decode-02"])
+        assert deployment.ready(BOTH) == []
+        # Whoever asked for it goes away: it moves all the same.
+        moving.cancel()
+        await asyncio.gather(moving, return_exceptions=True)
+        idle.move_gate.set()
+        await until(lambda: deployment.ready(BOTH) == [idle.actor_id])
+        assert [status.wanted_actors for status in controller.topology()] == [1, 1, 1, 1]
+    finally:
+        await controller.stop(0.0)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("no"), Unavailable("died")])
+async def test_a_move_that_fails_leaves_both_stages_as_they_were(error: Exception) -> None:
+    """One that can't stays; one that nobody can tell is replaced."""
+    deployment = Deployment()
+    controller = deployment.controller
+    try:
+        await controller.start()
+        await controller.scale(DECODE, 2, wait=True, timeout_s=5)
+        for actor in deployment.launcher.of(DECODE):
+            actor.move_error = error
+        before = deployment.ready(DECODE)
+        with pytest.raises(type(error)):
+            await controller.move(DECODE, PREFILL)
+        is_lost = isinstance(error, Unavailable)
+        await until(lambda: len(deployment.ready(DECODE)) == 2 and (deployment.ready(DECODE) == before) is not is_lost)
+        assert [status.wanted_actors for status in controller.topology()] == [1, 1, 2, 0]
+        assert len(deployment.ready(PREFILL)) == 1
+    finally:
+        await controller.stop(0.0)
