@@ -214,6 +214,8 @@ class Engine:
                 if chunk.sequence.state is SequenceState.FINISHED:
                     continue
                 self.scheduler.publish(chunk)
+                if not chunk.is_sampled and not chunk.sequence.has_all_embeddings:
+                    chunk.sequence.pause_after(chunk.end)
                 if chunk.sequence.pages_per_part and not self._export_parts(chunk, outputs):
                     continue
                 if token is not None:

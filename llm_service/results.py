@@ -12,7 +12,9 @@ from llm_service.sequence import FinishReason, Sequence
 
 @dataclass(frozen=True)
 class PrefillResult:
-    """Times in seconds. finish_reason: set when the first token already ended the request."""
+    """Times in seconds, without those in which the prompt waited for pictures. finish_reason: set when the first token
+    already ended the request.
+    """
 
     first_token_id: int
     finish_reason: FinishReason | None
@@ -36,7 +38,7 @@ class PrefillResult:
             num_cached_prompt_tokens=sequence.num_cached_prompt_tokens,
             embeddings=embeddings,
             queue_s=sequence.started_s - sequence.added_s,
-            prefill_s=sequence.first_token_s - sequence.started_s,
+            prefill_s=sequence.first_token_s - sequence.started_s - sequence.paused_s,
             first_logprob=first_logprob,
         )
 

@@ -250,7 +250,12 @@ class Scheduler:
         """Whether the sequence has tokens for a step: all that it lacks, or enough before a picture that is to come."""
         num_computable = sequence.num_computable_tokens
         is_all = num_computable == sequence.num_uncomputed_tokens
-        return is_all or num_computable >= self.section.overlap_min_tokens
+        if is_all or num_computable >= self.section.overlap_min_tokens:
+            sequence.go_on()
+            return True
+        if sequence.started_s == 0.0:
+            sequence.pause()
+        return False
 
     def _is_burst(self, decoding: list[Sequence], prompts: list[Sequence]) -> bool:
         """Whether sequences that have but their first token wait one step for prompts that came with them.

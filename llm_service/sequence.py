@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -93,11 +94,15 @@ class Sequence:
     page_hashes: list[bytes] = field(default_factory=list)
     num_cached_prompt_tokens: int = 0
     num_preemptions: int = 0
-    # Monotonic clock, in seconds; 0 until it happened.
+    # Monotonic clock, in seconds; 0 until it happened. To wait for a picture is not to wait in the queue: added_s is when
+    # the first tokens could be computed.
     added_s: float = 0.0
     started_s: float = 0.0
     first_token_s: float = 0.0
     finished_s: float = 0.0
+    # Seconds between the first chunk and the first token in which it had nothing to do but to wait for pictures.
+    paused_s: float = 0.0
+    _paused_since_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         assert self.embeddings is None or len(self.embeddings) == len(self.prompt.media)
@@ -131,6 +136,26 @@ class Sequence:
         if any(part is None and span.end <= self.num_computed_tokens for span, part in media):
             self._lacks_computed = True
             self.on_cached(self.num_computed_tokens)
+
+    def pause(self) -> None:
+        """It has nothing in flight and nothing to compute: the next picture is still to come."""
+        self._paused_since_s = self._paused_since_s or time.monotonic()
+
+    def pause_after(self, num_computed_tokens: int) -> None:
+        """So many are computed now; a pause, until it can go on, where no more were launched."""
+        if num_computed_tokens == self.num_computed_tokens:
+            self.pause()
+
+    def go_on(self) -> None:
+        """There are tokens to compute, whether it paused or not."""
+        if self._paused_since_s == 0.0:
+            return
+        paused_s = time.monotonic() - self._paused_since_s
+        self._paused_since_s = 0.0
+        if self.started_s == 0.0:
+            self.added_s += paused_s
+        else:
+            self.paused_s += paused_s
 
     def expect_token(self) -> None:
         """A step was launched that chooses the next token."""

@@ -19,6 +19,8 @@ from engine_helpers import (
 )
 from torch import Tensor
 
+from llm_service.embeddings import Embeddings
+from llm_service.results import PrefillResult
 from llm_service.sequence import Sequence, SequenceState
 from triptych.sampling import SamplingParameters
 
@@ -230,3 +232,30 @@ def test_an_engine_whose_prompts_wait_sleeps(model: Model, make_engine: MakeEngi
         time.sleep(0.001)
     engine.stop()
     assert answer(sequence) == case.expected
+
+
+def test_time_that_waits_for_pictures_is_neither_queue_nor_prefill(model: Model, make_engine: MakeEngine) -> None:
+    case = model.case("two images")
+    for min_tokens in (1, 256):
+        engine = make_engine(overlap_min_tokens=min_tokens)
+        sequence, embeddings = arriving(case, greedy(1))
+        engine.add(sequence)
+        for index in (0, 1):
+            settle(engine)
+            time.sleep(0.05)
+            engine.supply(embeddings, index, case.embeddings[index])
+        engine.run()
+        waited_s = 0.1 if min_tokens == 1 else 0.0
+        assert sequence.paused_s >= waited_s and (sequence.paused_s == 0.0) == (waited_s == 0.0)
+        # Added before the first pause, first token after the second.
+        result = PrefillResult.of(sequence, Embeddings(), None)
+        assert result.queue_s >= 0 and result.prefill_s >= 0
+        spent_s = sequence.first_token_s - sequence.added_s
+        assert spent_s == pytest.approx(result.queue_s + result.prefill_s + sequence.paused_s)
+
+
+def test_a_prompt_whose_pictures_are_here_never_pauses(model: Model, make_engine: MakeEngine) -> None:
+    engine = make_engine(prefill_chunk_tokens=8)
+    sequence = new_sequence(model.case("two images"))
+    engine.run([sequence])
+    assert sequence.paused_s == 0.0
