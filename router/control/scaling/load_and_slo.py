@@ -56,7 +56,7 @@ def _wish(context: ScalingContext, state: ScalingState) -> tuple[int, Reason]:
         return most, Reason.LOAD if is_by_load else Reason.SLO
     if not _has_seen(context, state, context.settings.down_window_s):
         return wanted, Reason.STEADY
-    if highest < wanted and _has_backlog(context, wanted):
+    if highest < wanted and _has_backlog(context, highest):
         return wanted, Reason.STEADY
     if highest == 0:
         is_idle = context.now_s - (state.work_s or 0.0) >= context.settings.zero_after_s
@@ -132,9 +132,9 @@ def _backlog_actors(context: ScalingContext, state: ScalingState) -> int:
     return _num_actors(max(needs, default=0.0))
 
 
-def _has_backlog(context: ScalingContext, wanted: int) -> bool:
-    """Whether more waits than one actor fewer works off within half a start."""
-    return any(2 * flow.waiting > (wanted - 1) * flow.work_per_s * context.start_s for flow in context.flows)
+def _has_backlog(context: ScalingContext, num_left: int) -> bool:
+    """Whether more waits than the actors that would be left work off within half a start."""
+    return any(2 * flow.waiting > num_left * flow.work_per_s * context.start_s for flow in context.flows)
 
 
 def _correction(context: ScalingContext, elapsed_s: float) -> float:
