@@ -76,5 +76,6 @@ async def test_two_hundred_requests_at_once(
         await system.wait_until_nothing_is_held(20)
         counters = [each for actor_id in system.actors for each in (await system.info(actor_id)).lane_counters]
         assert sum(each.num_failures for each in counters) == 0
-        assert sum(each.num_transfers for each in counters) >= 2 * NUM_REQUESTS
+        # Once for each at least: the second time its pages may be in the prefix cache before its embedding is here.
+        assert sum(each.num_transfers for each in counters) >= NUM_REQUESTS
         assert {each.lane for each in counters if each.num_transfers} == {lanes[0]}
