@@ -19,7 +19,8 @@ class DeviceExports:
     def __init__(self, max_bytes: int, device: torch.device) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._lock = threading.Lock()
+        # The garbage collector may drop copies on the thread that holds it.
+        self._lock = threading.RLock()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property

@@ -94,8 +94,8 @@ class Sequence:
     page_hashes: list[bytes] = field(default_factory=list)
     num_cached_prompt_tokens: int = 0
     num_preemptions: int = 0
-    # Monotonic clock, in seconds; 0 until it happened. To wait for a picture is not to wait in the queue: added_s is when
-    # the first tokens could be computed.
+    # Monotonic clock, in seconds; 0 until it happened. To wait for a picture is not to wait in the queue: added_s is
+    # when the first tokens could be computed.
     added_s: float = 0.0
     started_s: float = 0.0
     first_token_s: float = 0.0
