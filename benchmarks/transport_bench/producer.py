@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.transport_bench.event_loop import run_on_actor_loop
 from triptych.config import TransportSection
 from triptych.rpc.server import RpcServer
 from triptych.transport.device_id import device_id
@@ -88,7 +89,7 @@ def used_gpu_bytes(device: torch.device) -> int:
 
 
 def _run(connection: Connection, transport: TransportSection, device: str, num_bytes: int) -> None:
-    asyncio.run(_serve(connection, transport, torch.device(device), num_bytes))
+    run_on_actor_loop(_serve(connection, transport, torch.device(device), num_bytes))
 
 
 async def _serve(connection: Connection, transport: TransportSection, device: torch.device, num_bytes: int) -> None:
