@@ -101,7 +101,9 @@ def _wait_for_endpoint(serve: subprocess.Popen[bytes], log: Path) -> str:
 def _send(name: str, flags: tuple[str, ...], endpoint: str, arguments: argparse.Namespace) -> dict[str, float]:
     out = arguments.out / f"{name}.json"
     command = [sys.executable, "-m", "router.cli", "bench", "serve", "--endpoint", endpoint, "--save-result", str(out)]
-    subprocess.run([*command, "--tokenizer", arguments.model, *flags], check=False, stdout=subprocess.DEVNULL)
+    # Each load has a seed of its own: a picture of an earlier one would come from the encoder's cache.
+    command += ["--tokenizer", arguments.model, "--seed", str([load for load, _ in LOADS].index(name) + 1)]
+    subprocess.run([*command, *flags], check=False, stdout=subprocess.DEVNULL)
     figures = json.loads(out.read_text())["figures"]
     return {
         "completed": figures["num_completed"],
