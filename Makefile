@@ -9,13 +9,17 @@ PROTOS := $(wildcard protos/triptych/v1/*.proto)
 # The floor of what the checked-in stubs run on: generated code refuses an older protobuf runtime (see CONTRIBUTING.md).
 GRPCIO_TOOLS := grpcio-tools==1.76.0
 
-.PHONY: demo test check format protos clean
+.PHONY: demo test test-failed-again check format protos clean
 
 demo: $(READY)
 	$(BIN)/triptych demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The tests that failed in the last run, by themselves.
+test-failed-again: $(READY)
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 # What CI and pre-commit look at beside the tests.
 check: $(READY)

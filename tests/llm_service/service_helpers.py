@@ -176,6 +176,14 @@ class Cluster:
         self._channels = ChannelPool(64 * 1024 * 1024)
         self.producer = Producer(model, make_config(model))
 
+    async def wait_released(self) -> None:
+        """Until the producer holds nothing: a release may arrive after the answer. Fails after some seconds."""
+        for _ in range(400):
+            if self.producer.leases.counters().held_leases == 0:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"still held: {self.producer.leases.counters()}")
+
     async def __aenter__(self) -> Cluster:
         self._stack.push_async_callback(self._channels.close)
         await self.producer.start()

@@ -58,7 +58,7 @@ async def test_prefill_here_decode_there(model: Model, cluster: Cluster) -> None
     assert info.leases.granted_leases == len(CASES)
     assert info.leases.pending_tickets == 0
     await decoder.wait_released()
-    assert cluster.producer.leases.counters().held_leases == 0
+    await cluster.wait_released()
     assert len(router.messages) < 150, "one message a step, not one a token"
 
 
