@@ -2,7 +2,8 @@
 
 Three runs of the same trace, one after the other, each on fresh actors of the small model: by the policy, fixed at one
 actor a stage, fixed at the most that the policy may have. Time and rates are for a machine with two cores: an actor is
-to be used to an eighth only, so that three of a stage fit. SLO attainment is by the settings below.
+to be used to an eighth only, so that three of a stage fit, and a decode actor has room for few answers, as a GPU's
+memory would limit it. SLO attainment is by the settings below.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from triptych.config.scaling import ScalingSection
 MOST = 3
 SCALING: dict[str, Any] = {
     "interval_s": 0.5,
-    "ttft_s": 1.0,
-    "tpot_s": 0.05,
+    "ttft_s": 0.4,
+    "tpot_s": 0.015,
     "target_utilization": 0.125,
     "smoothing_s": 3.0,
     "start_s": 5.0,
@@ -38,7 +39,7 @@ SCALING: dict[str, Any] = {
 }
 # Until it was measured: less than any machine does, so that the first seconds of a load are no reason to grow.
 FIRST_WORK_PER_S = {"encoder": 20_000.0, "prefill": 10_000.0}
-MAX_STREAMS = 10
+MAX_STREAMS = 3
 
 
 def configuration(fewest: int, most: int) -> DeploymentConfig:
@@ -48,11 +49,13 @@ def configuration(fewest: int, most: int) -> DeploymentConfig:
     for name, work_per_s in FIRST_WORK_PER_S.items():
         bounds[name]["work_per_s"] = work_per_s
     bounds["decode"]["max_streams"] = MAX_STREAMS
+    stages: dict[str, dict[str, Any]] = {name: {"replicas": fewest, "num_cpus": 0.1} for name in stage_names}
+    stages["decode"]["max_running_requests"] = MAX_STREAMS
     return DeploymentConfig.from_sources(
         overrides={
             "model": {"path": "tiny"},
             "router": {"port": 0, "http_port": -1},
-            "stages": {name: {"replicas": fewest, "num_cpus": 0.1} for name in stage_names},
+            "stages": stages,
             "scaling": {**SCALING, **bounds},
             # A process that has to wait for a core is not dead.
             "control": {"health_timeout_s": 30.0},

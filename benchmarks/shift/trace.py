@@ -1,4 +1,4 @@
-"""Requests from a seed: long prompts, then many pictures, then long answers, then long prompts again."""
+"""Requests from a seed: long prompts, then many pictures, then long answers, long prompts again, and a rest."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def phases(scale: float = 1.0) -> list[Phase]:
     return [
         Phase("text", 35.0 * scale, 5.0, num_words=480),
         Phase("pictures", 40.0 * scale, 2.2, num_pictures=8),
-        Phase("long answers", 40.0 * scale, 2.6, max_tokens=300),
-        Phase("text again", 35.0 * scale, 5.0, num_words=480),
+        Phase("long answers", 40.0 * scale, 2.4, max_tokens=400),
+        Phase("text again", 30.0 * scale, 5.0, num_words=480),
+        Phase("rest", 25.0 * scale, 0.5),
     ]
 
 

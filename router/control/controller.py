@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # `start`, and `scale` with wait, give up when a stage failed that often in a row. The controller itself never gives up.
 START_ATTEMPTS = 3
+# Actors found running get that long to say what they are before anything is published.
+ADOPTION_S = 5.0
 # `scale` gives up that much before its caller does: the answer that says why must still arrive.
 ANSWER_MARGIN_S = 0.5
 
@@ -197,7 +199,7 @@ class Controller:
         """Before anything is published: routers would take actors that are not in it yet for lost."""
         for stage, process in self._launcher.running():
             self._add(stage, process, lambda error: None)
-        deadline_s = self._clock() + self._config.control.health_timeout_s
+        deadline_s = self._clock() + min(ADOPTION_S, self._config.control.health_timeout_s)
         # Those that serve answer at once; those that still start are waited for by `look_after` like any other.
         while any(actor.phase is Phase.STARTING for actor in self._actors.values()) and self._clock() < deadline_s:
             await self._rest()

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 # An actor gets that long to end by itself after it was told to, before it is ended by force.
 STOP_GRACE_S = 5.0
+# How often an actor is asked: as often within the timeout, and at least as often as here.
 CHECKS_PER_HEALTH_TIMEOUT = 5
+CHECK_INTERVAL_S = 1.0
 
 _STATES = {
     Phase.STARTING: admin_pb2.ACTOR_STATE_STARTING,
@@ -210,7 +212,7 @@ class SupervisedActor:
             health = await self._process.check(timeout_s)
         finally:
             self._check = None
-            self._check_due_s = self._clock() + timeout_s / CHECKS_PER_HEALTH_TIMEOUT
+            self._check_due_s = self._clock() + min(CHECK_INTERVAL_S, timeout_s / CHECKS_PER_HEALTH_TIMEOUT)
         if self.phase is not Phase.READY:
             return
         if health is Health.SERVING:

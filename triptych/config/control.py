@@ -18,7 +18,12 @@ class ControlSection(Section):
         "router started later finds them. `triptych down` ends them.",
     )
     reconcile_interval_s: float = Field(0.5, gt=0, description="How often wanted and running are compared.")
-    health_timeout_s: float = Field(5.0, gt=0, description="An actor that does not answer that long is replaced.")
+    health_timeout_s: float = Field(
+        15.0,
+        gt=0,
+        description="An actor that does not answer that long is replaced; one whose process died, at once. Shorter than "
+        "what a busy host may keep an actor from its core, it ends actors that only work.",
+    )
     placement_timeout_s: float = Field(
         600.0,
         gt=0,
