@@ -19,6 +19,8 @@ _FINISH_REASONS: dict[int, str] = {
     common_pb2.FINISH_REASON_ABORTED: "stop",
 }
 DONE = b"data: [DONE]\n\n"
+# Made once: `json.dumps` with separators makes an encoder for each call, a tenth of what an event costs.
+_JSON = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,14 @@ class StreamedAnswer:
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         body = self._head.object("chat.completion.chunk", choices)
-        body["usage"] = None
-        if not self._includes_usage:
-            del body["usage"]
+        if self._includes_usage:
+            body["usage"] = None
         return event(body | more)
 
 
 def event(body: dict[str, Any]) -> bytes:
     """One server-sent event. JSON keeps to ASCII: no line separator of any kind can stand in it."""
-    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _JSON.encode(body).encode() + b"\n\n"
 
 
 def _ends(summary: inference_pb2.GenerateSummary) -> list[tuple[int, int]]:
