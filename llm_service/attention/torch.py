@@ -78,6 +78,9 @@ class _StepAttention:
     def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self.cache.store(layer_index, self.slots, key, value)
         keys, values = self.cache.layer(layer_index)
+        if len(self.groups) == 1 and isinstance(self.groups[0], _Decodes):
+            # The usual step: every row belongs to the group, in the order of the rows.
+            return self.groups[0].attended(query, keys, values)
         output = torch.empty_like(query)
         for group in self.groups:
             group.attend(query, keys, values, output)
@@ -113,9 +116,16 @@ class _Decodes:
     is_visible: Tensor
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
-        key = keys[self.tables].flatten(1, 2).transpose(1, 2)
-        value = values[self.tables].flatten(1, 2).transpose(1, 2)
+        output[self.tokens] = self.attended(query[self.tokens], keys, values)
+
+    def attended(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """For the group's own rows of query [B, num_heads, head_dim]: what they attend to, of the same shape."""
+        key, value = self._gather(keys), self._gather(values)
         # The query heads that share a KV head take the place of the query tokens: nothing has to be repeated.
-        grouped = query[self.tokens].view(len(self.tokens), key.shape[1], -1, query.shape[-1])
-        attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=self.is_visible)
-        output[self.tokens] = attended.flatten(1, 2)
+        grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
+        return F.scaled_dot_product_attention(grouped, key, value, attn_mask=self.is_visible).flatten(1, 2)
+
+    def _gather(self, pages: Tensor) -> Tensor:
+        """Keys or values [B, num_kv_heads, num_pages * page_size, head_dim] of the group's sequences."""
+        gathered = pages.index_select(0, self.tables.view(-1))
+        return gathered.view(len(self.tables), -1, *pages.shape[2:]).transpose(1, 2)

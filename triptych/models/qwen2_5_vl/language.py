@@ -73,7 +73,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         heads: Tensor = self.qkv_proj(hidden).unflatten(-1, (-1, self.head_dim))
-        query, key, value = torch.split(heads, self.head_counts, dim=1)
-        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        num_heads, num_kv_heads, _ = self.head_counts
+        rotated, value = torch.split(heads, [num_heads + num_kv_heads, num_kv_heads], dim=1)
+        query, key = torch.split(apply_rotary(rotated, cos, sin), [num_heads, num_kv_heads], dim=1)
         output: Tensor = self.o_proj(attention(self.layer_index, query, key, value).flatten(1))
         return output
