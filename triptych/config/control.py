@@ -21,8 +21,8 @@ class ControlSection(Section):
     health_timeout_s: float = Field(
         15.0,
         gt=0,
-        description="An actor that does not answer that long is replaced; one whose process died, at once. Shorter than "
-        "what a busy host may keep an actor from its core, it ends actors that only work.",
+        description="An actor that does not answer that long is replaced; one whose process died, at once. Where it is "
+        "shorter than a busy host keeps an actor from its core, it ends actors that only work.",
     )
     placement_timeout_s: float = Field(
         600.0,
