@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -152,6 +153,12 @@ def test_once_prints_one_frame_and_ends() -> None:
     assert "1 of 2" in result.output and "starting" in result.output and "\x1b" not in result.output
 
 
+def _take_terminal() -> None:
+    """In the child: stdin controls it, and Ctrl-C is what it is at a shell, whoever started the tests."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """`triptych top` in a terminal of its own, and what stands on its screen."""
 
@@ -167,7 +174,7 @@ class Terminal:
             stderr=end,
             start_new_session=True,
             env={**os.environ, "TERM": "xterm-256color"},
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_take_terminal,
         )
         self.modes_before = termios.tcgetattr(end)[3]
         self._terminal = end

@@ -66,7 +66,9 @@ async def test_mixed_batch_and_prefix_cache_hit(
 
 @pytest.mark.parametrize("lane", ["shm", "grpc"])
 async def test_forced_lane(cases: tuple[Case, ...], expected: dict[str, Expected], lane: str) -> None:
-    async with built_in(ONE_OF_EACH, transport={"lanes": [lane]}) as system:
+    # Cases begin with the same picture: what the prefix cache has of one is not fetched for the next.
+    stages = on_language_stages(enable_prefix_cache=False)
+    async with built_in(ONE_OF_EACH, transport={"lanes": [lane]}, stages=stages) as system:
         answers = await ask_together(system, cases)
         assert_tokens_of_transformers(answers, expected)
         for case in cases:
