@@ -30,7 +30,7 @@ from triptych.v1 import inference_pb2, language_pb2_grpc
 async def test_every_picture_goes_through_an_encoder(cases: tuple[Case, ...], topology: Topology) -> None:
     num_media = sum(len(case.media) for case in cases)
     # Cases begin with the same picture: what the prefix cache has of one is not fetched for the next.
-    stages = dict.fromkeys(("prefill", "decode", "prefill_decode"), {"enable_prefix_cache": False})
+    stages = {name: {"enable_prefix_cache": False} for name in ("prefill", "decode", "prefill_decode")}
     async with InProcessSystem(BUILT_IN_FOLDER, topology, stages=stages) as system:
         answers = await ask_together(system, cases, max_tokens=2)
         encoders = await infos(system, StageName.ENCODER)
