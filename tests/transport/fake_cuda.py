@@ -58,3 +58,9 @@ class FakeCudaDriver:
 
     def copy(self, target: int, source: int, num_bytes: int) -> None:
         ctypes.memmove(target, source, num_bytes)
+
+    def write(self, target: int, data: bytes) -> None:
+        ctypes.memmove(target, data, len(data))
+
+    def read(self, source: int, num_bytes: int) -> bytes:
+        return ctypes.string_at(source, num_bytes)

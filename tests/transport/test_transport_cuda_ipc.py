@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +15,8 @@ from transport_pair import MIB, Pair
 
 from triptych.errors import IntegrityError, Unavailable
 from triptych.transport.cuda_ipc.lane import CudaIpcConsumerLane, CudaIpcProducerLane
-from triptych.transport.cuda_ipc.slab import CudaSlab
+from triptych.transport.cuda_ipc.slab import STAMP, CudaPiece, CudaSlab
+from triptych.transport.fetcher import TensorFetcher
 from triptych.transport.host import host_id
 from triptych.transport.lane_counters import LaneLedger
 from triptych.transport.ticket import Ticket
@@ -140,6 +142,8 @@ async def test_a_handle_that_does_not_work_here_degrades_the_pair(make_pair: Any
     [
         ("handle", b"x" * 63, "63 bytes, expected 64"),
         ("offset", 8 * MIB, "reach past the slab"),
+        ("offset", 0, "expected 256 or more"),
+        ("stamp", 0, "taken the piece back"),
         ("slab_bytes", 100, "reach past the slab of 100"),
         ("crc32", 1, "crc32"),
     ],
@@ -159,7 +163,7 @@ async def test_a_header_that_lies_is_refused(
         await send(rows, header, write_changed, deadline)
 
     monkeypatch.setattr(lane, "send", lie)
-    with pytest.raises(IntegrityError, match=message):
+    with pytest.raises((IntegrityError, Unavailable), match=message):
         await pair.fetcher.fetch(granted(pair), timeout_s=20)
     await pair.settle()
     await slab_is_free(pair)
@@ -194,3 +198,98 @@ async def test_cancelled_at_any_moment(make_pair: Any, equip: Equip, gpu: FakeGp
     await pair.settle()
     await slab_is_free(pair)
     assert gpu.num_maps == 1
+
+
+class HeldDriver(FakeCudaDriver):
+    """Another process's; copies when it may."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__(gpu)
+        self.has_begun, self.may_copy = threading.Event(), threading.Event()
+
+    def map(self, handle: bytes) -> int:
+        return self._gpu.exported[handle]
+
+    def unmap(self, address: int) -> None:
+        return
+
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        self.has_begun.set()
+        assert self.may_copy.wait(20)
+        super().copy(target, source, num_bytes)
+
+
+@pytest.mark.parametrize("num_rows", [500, 200])
+async def test_a_consumer_whose_memory_went_to_another_tensor_is_told(
+    make_pair: Any, equip: Equip, gpu: FakeGpu, num_rows: int
+) -> None:
+    """Its connection broke while it read, which it does not know yet."""
+    pair = equip(await make_pair(lanes=()))
+    sending: list[asyncio.Task[Any]] = []
+    lane = producer_lane(pair)
+    send = lane.send
+
+    async def note_and_send(*arguments: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        sending.append(task)
+        await send(*arguments)
+
+    lane.send = note_and_send
+    late, driver = TensorFetcher(pair.channels, "consumer-2", host_id(), pair.transport, "weights-1"), HeldDriver(gpu)
+    late._lanes = [CudaIpcConsumerLane(pair.channels, "consumer-2", host_id(), driver, CPU, {"GPU-1": CPU}, 60.0)]
+    late._ledger = LaneLedger(["cuda_ipc"])
+    fetching = asyncio.create_task(late.fetch(granted(pair), timeout_s=20))
+    await until(driver.has_begun.is_set)
+    sending[0].cancel()
+    await slab_is_free(pair)
+    for _ in range(3):
+        assert await fetch(pair, torch.zeros(num_rows, 1000)) == "cuda_ipc"
+    driver.may_copy.set()
+    with pytest.raises(Unavailable):
+        await fetching
+    await late.close()
+    await pair.settle()
+
+
+def test_no_stamp_outlives_the_bytes_behind_it(gpu: FakeGpu) -> None:
+    class CheckingDriver(FakeCudaDriver):
+        def copy(self, target: int, source: int, num_bytes: int) -> None:
+            found = {STAMP.unpack(self.read(slab._address + offset, STAMP.size))[0] for offset in range(0, 8_192, 512)}
+            assert not found & gone
+            super().copy(target, source, num_bytes)
+
+    def lay(num_bytes: int) -> CudaPiece:
+        piece = slab.allocate(num_bytes)
+        slab.write(piece, torch.zeros(num_bytes, dtype=torch.uint8))
+        return piece
+
+    gone: set[int] = set()
+    slab = CudaSlab("encoder-1", 1 * MIB, CheckingDriver(gpu))
+    pieces = [lay(200), lay(700), lay(1_000)]
+    for piece in pieces:
+        slab.free(piece)
+    gone.update(piece.stamp for piece in pieces)
+    # Nothing is written here: what stood in it still goes before the next one.
+    slab.free(slab.allocate(2_500))
+    slab.free(lay(3_000))
+    slab.close()
+
+
+async def test_a_mapping_that_goes_while_a_fetch_waits_for_it_is_not_read(
+    make_pair: Any, equip: Equip, gpu: FakeGpu
+) -> None:
+    pair = equip(await make_pair(lanes=()))
+    mappings = consumer_lane(pair).mappings
+    map_memory = mappings._map
+
+    async def map_and_drop(producer_id: str, handle: bytes) -> Any:
+        mapping = await map_memory(producer_id, handle)
+        mappings.drop(producer_id)
+        return mapping
+
+    mappings._map = map_and_drop
+    with pytest.raises(Unavailable, match="is gone"):
+        await pair.fetcher.fetch(granted(pair), timeout_s=20)
+    assert not gpu.mapped
+    await pair.settle()

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import common_pb2 as triptych_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/tensor.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/common.proto\"l\n\x0c\x46\x65tchRequest\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\x13\n\x0bproducer_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63onsumer_id\x18\x03 \x01(\t\x12\x0c\n\x04lane\x18\x04 \x01(\t\x12\x11\n\tfirst_row\x18\x05 \x01(\r\"o\n\rFetchResponse\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.triptych.v1.TensorHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.triptych.v1.TensorChunkH\x00\x42\x06\n\x04part\"\xc9\x02\n\x0cTensorHeader\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12$\n\x05\x64type\x18\x03 \x01(\x0e\x32\x15.triptych.v1.DataType\x12\r\n\x05shape\x18\x04 \x03(\x04\x12\x11\n\tnum_bytes\x18\x05 \x01(\x04\x12\x36\n\rshared_memory\x18\x06 \x01(\x0b\x32\x1f.triptych.v1.SharedMemoryHandle\x12,\n\x07prefill\x18\x07 \x01(\x0b\x32\x1b.triptych.v1.PrefillOutcome\x12\x32\n\x0b\x63uda_memory\x18\x08 \x01(\x0b\x32\x1d.triptych.v1.CudaMemoryHandle\x12\'\n\x04link\x18\t \x01(\x0b\x32\x19.triptych.v1.LinkTransfer\"Z\n\x0ePrefillOutcome\x12\x16\n\x0e\x66irst_token_id\x18\x01 \x01(\r\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.triptych.v1.FinishReason\"q\n\x12SharedMemoryHandle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\x05\x63rc32\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05stamp\x18\x04 \x01(\x04\x12\x10\n\x08may_stay\x18\x05 \x01(\x08\x42\x08\n\x06_crc32\"w\n\x10\x43udaMemoryHandle\x12\x0e\n\x06handle\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\nslab_bytes\x18\x03 \x01(\x04\x12\x11\n\tdevice_id\x18\x04 \x01(\t\x12\x12\n\x05\x63rc32\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_crc32\"A\n\x0cLinkTransfer\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x12\n\x05\x63rc32\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_crc32\"i\n\x0fOpenLinkRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.triptych.v1.LinkOpenH\x00\x12\'\n\x05ready\x18\x02 \x01(\x0b\x32\x16.triptych.v1.LinkReadyH\x00\x42\x06\n\x04part\"h\n\x08LinkOpen\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x13\n\x0bproducer_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63onsumer_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x15\n\rconsumer_host\x18\x05 \x01(\t\"E\n\tLinkReady\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\"\xa3\x01\n\x10OpenLinkResponse\x12+\n\x07meeting\x18\x01 \x01(\x0b\x32\x18.triptych.v1.LinkMeetingH\x00\x12/\n\tconnected\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.LinkConnectedH\x00\x12)\n\x06posted\x18\x03 \x01(\x0b\x32\x17.triptych.v1.LinkPostedH\x00\x42\x06\n\x04part\"!\n\x0bLinkMeeting\x12\x12\n\nstore_port\x18\x01 \x01(\r\"\x0f\n\rLinkConnected\"2\n\nLinkPosted\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nis_sending\x18\x02 \x01(\x08\":\n\x0bTensorChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\r\"$\n\x0eReleaseRequest\x12\x12\n\nticket_ids\x18\x01 \x03(\t\"\x11\n\x0fReleaseResponse\"\"\n\x0cRenewRequest\x12\x12\n\nticket_ids\x18\x01 \x03(\t\"+\n\rRenewResponse\x12\x1a\n\x12unknown_ticket_ids\x18\x01 \x03(\t2\xa4\x02\n\rTensorService\x12@\n\x05\x46\x65tch\x12\x19.triptych.v1.FetchRequest\x1a\x1a.triptych.v1.FetchResponse0\x01\x12\x44\n\x07Release\x12\x1b.triptych.v1.ReleaseRequest\x1a\x1c.triptych.v1.ReleaseResponse\x12>\n\x05Renew\x12\x19.triptych.v1.RenewRequest\x1a\x1a.triptych.v1.RenewResponse\x12K\n\x08OpenLink\x12\x1c.triptych.v1.OpenLinkRequest\x1a\x1d.triptych.v1.OpenLinkResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/tensor.proto\x12\x0btriptych.v1\x1a\x18triptych/v1/common.proto\"l\n\x0c\x46\x65tchRequest\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\x13\n\x0bproducer_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63onsumer_id\x18\x03 \x01(\t\x12\x0c\n\x04lane\x18\x04 \x01(\t\x12\x11\n\tfirst_row\x18\x05 \x01(\r\"o\n\rFetchResponse\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.triptych.v1.TensorHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.triptych.v1.TensorChunkH\x00\x42\x06\n\x04part\"\xc9\x02\n\x0cTensorHeader\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12$\n\x05\x64type\x18\x03 \x01(\x0e\x32\x15.triptych.v1.DataType\x12\r\n\x05shape\x18\x04 \x03(\x04\x12\x11\n\tnum_bytes\x18\x05 \x01(\x04\x12\x36\n\rshared_memory\x18\x06 \x01(\x0b\x32\x1f.triptych.v1.SharedMemoryHandle\x12,\n\x07prefill\x18\x07 \x01(\x0b\x32\x1b.triptych.v1.PrefillOutcome\x12\x32\n\x0b\x63uda_memory\x18\x08 \x01(\x0b\x32\x1d.triptych.v1.CudaMemoryHandle\x12\'\n\x04link\x18\t \x01(\x0b\x32\x19.triptych.v1.LinkTransfer\"Z\n\x0ePrefillOutcome\x12\x16\n\x0e\x66irst_token_id\x18\x01 \x01(\r\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.triptych.v1.FinishReason\"q\n\x12SharedMemoryHandle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\x05\x63rc32\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05stamp\x18\x04 \x01(\x04\x12\x10\n\x08may_stay\x18\x05 \x01(\x08\x42\x08\n\x06_crc32\"\x86\x01\n\x10\x43udaMemoryHandle\x12\x0e\n\x06handle\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\nslab_bytes\x18\x03 \x01(\x04\x12\x11\n\tdevice_id\x18\x04 \x01(\t\x12\x12\n\x05\x63rc32\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05stamp\x18\x06 \x01(\x04\x42\x08\n\x06_crc32\"A\n\x0cLinkTransfer\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x12\n\x05\x63rc32\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_crc32\"i\n\x0fOpenLinkRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.triptych.v1.LinkOpenH\x00\x12\'\n\x05ready\x18\x02 \x01(\x0b\x32\x16.triptych.v1.LinkReadyH\x00\x42\x06\n\x04part\"h\n\x08LinkOpen\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x13\n\x0bproducer_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63onsumer_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x15\n\rconsumer_host\x18\x05 \x01(\t\"E\n\tLinkReady\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\"\xa3\x01\n\x10OpenLinkResponse\x12+\n\x07meeting\x18\x01 \x01(\x0b\x32\x18.triptych.v1.LinkMeetingH\x00\x12/\n\tconnected\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.LinkConnectedH\x00\x12)\n\x06posted\x18\x03 \x01(\x0b\x32\x17.triptych.v1.LinkPostedH\x00\x42\x06\n\x04part\"!\n\x0bLinkMeeting\x12\x12\n\nstore_port\x18\x01 \x01(\r\"\x0f\n\rLinkConnected\"2\n\nLinkPosted\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nis_sending\x18\x02 \x01(\x08\":\n\x0bTensorChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\r\"$\n\x0eReleaseRequest\x12\x12\n\nticket_ids\x18\x01 \x03(\t\"\x11\n\x0fReleaseResponse\"\"\n\x0cRenewRequest\x12\x12\n\nticket_ids\x18\x01 \x03(\t\"+\n\rRenewResponse\x12\x1a\n\x12unknown_ticket_ids\x18\x01 \x03(\t2\xa4\x02\n\rTensorService\x12@\n\x05\x46\x65tch\x12\x19.triptych.v1.FetchRequest\x1a\x1a.triptych.v1.FetchResponse0\x01\x12\x44\n\x07Release\x12\x1b.triptych.v1.ReleaseRequest\x1a\x1c.triptych.v1.ReleaseResponse\x12>\n\x05Renew\x12\x19.triptych.v1.RenewRequest\x1a\x1a.triptych.v1.RenewResponse\x12K\n\x08OpenLink\x12\x1c.triptych.v1.OpenLinkRequest\x1a\x1d.triptych.v1.OpenLinkResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,34 +42,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLOUTCOME']._serialized_end=712
   _globals['_SHAREDMEMORYHANDLE']._serialized_start=714
   _globals['_SHAREDMEMORYHANDLE']._serialized_end=827
-  _globals['_CUDAMEMORYHANDLE']._serialized_start=829
-  _globals['_CUDAMEMORYHANDLE']._serialized_end=948
-  _globals['_LINKTRANSFER']._serialized_start=950
-  _globals['_LINKTRANSFER']._serialized_end=1015
-  _globals['_OPENLINKREQUEST']._serialized_start=1017
-  _globals['_OPENLINKREQUEST']._serialized_end=1122
-  _globals['_LINKOPEN']._serialized_start=1124
-  _globals['_LINKOPEN']._serialized_end=1228
-  _globals['_LINKREADY']._serialized_start=1230
-  _globals['_LINKREADY']._serialized_end=1299
-  _globals['_OPENLINKRESPONSE']._serialized_start=1302
-  _globals['_OPENLINKRESPONSE']._serialized_end=1465
-  _globals['_LINKMEETING']._serialized_start=1467
-  _globals['_LINKMEETING']._serialized_end=1500
-  _globals['_LINKCONNECTED']._serialized_start=1502
-  _globals['_LINKCONNECTED']._serialized_end=1517
-  _globals['_LINKPOSTED']._serialized_start=1519
-  _globals['_LINKPOSTED']._serialized_end=1569
-  _globals['_TENSORCHUNK']._serialized_start=1571
-  _globals['_TENSORCHUNK']._serialized_end=1629
-  _globals['_RELEASEREQUEST']._serialized_start=1631
-  _globals['_RELEASEREQUEST']._serialized_end=1667
-  _globals['_RELEASERESPONSE']._serialized_start=1669
-  _globals['_RELEASERESPONSE']._serialized_end=1686
-  _globals['_RENEWREQUEST']._serialized_start=1688
-  _globals['_RENEWREQUEST']._serialized_end=1722
-  _globals['_RENEWRESPONSE']._serialized_start=1724
-  _globals['_RENEWRESPONSE']._serialized_end=1767
-  _globals['_TENSORSERVICE']._serialized_start=1770
-  _globals['_TENSORSERVICE']._serialized_end=2062
+  _globals['_CUDAMEMORYHANDLE']._serialized_start=830
+  _globals['_CUDAMEMORYHANDLE']._serialized_end=964
+  _globals['_LINKTRANSFER']._serialized_start=966
+  _globals['_LINKTRANSFER']._serialized_end=1031
+  _globals['_OPENLINKREQUEST']._serialized_start=1033
+  _globals['_OPENLINKREQUEST']._serialized_end=1138
+  _globals['_LINKOPEN']._serialized_start=1140
+  _globals['_LINKOPEN']._serialized_end=1244
+  _globals['_LINKREADY']._serialized_start=1246
+  _globals['_LINKREADY']._serialized_end=1315
+  _globals['_OPENLINKRESPONSE']._serialized_start=1318
+  _globals['_OPENLINKRESPONSE']._serialized_end=1481
+  _globals['_LINKMEETING']._serialized_start=1483
+  _globals['_LINKMEETING']._serialized_end=1516
+  _globals['_LINKCONNECTED']._serialized_start=1518
+  _globals['_LINKCONNECTED']._serialized_end=1533
+  _globals['_LINKPOSTED']._serialized_start=1535
+  _globals['_LINKPOSTED']._serialized_end=1585
+  _globals['_TENSORCHUNK']._serialized_start=1587
+  _globals['_TENSORCHUNK']._serialized_end=1645
+  _globals['_RELEASEREQUEST']._serialized_start=1647
+  _globals['_RELEASEREQUEST']._serialized_end=1683
+  _globals['_RELEASERESPONSE']._serialized_start=1685
+  _globals['_RELEASERESPONSE']._serialized_end=1702
+  _globals['_RENEWREQUEST']._serialized_start=1704
+  _globals['_RENEWREQUEST']._serialized_end=1738
+  _globals['_RENEWRESPONSE']._serialized_start=1740
+  _globals['_RENEWRESPONSE']._serialized_end=1783
+  _globals['_TENSORSERVICE']._serialized_start=1786
+  _globals['_TENSORSERVICE']._serialized_end=2078
 # @@protoc_insertion_point(module_scope)

@@ -74,18 +74,20 @@ class SharedMemoryHandle(_message.Message):
     def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., crc32: _Optional[int] = ..., stamp: _Optional[int] = ..., may_stay: bool = ...) -> None: ...
 
 class CudaMemoryHandle(_message.Message):
-    __slots__ = ("handle", "offset", "slab_bytes", "device_id", "crc32")
+    __slots__ = ("handle", "offset", "slab_bytes", "device_id", "crc32", "stamp")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
+    STAMP_FIELD_NUMBER: _ClassVar[int]
     handle: bytes
     offset: int
     slab_bytes: int
     device_id: str
     crc32: int
-    def __init__(self, handle: _Optional[bytes] = ..., offset: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., device_id: _Optional[str] = ..., crc32: _Optional[int] = ...) -> None: ...
+    stamp: int
+    def __init__(self, handle: _Optional[bytes] = ..., offset: _Optional[int] = ..., slab_bytes: _Optional[int] = ..., device_id: _Optional[str] = ..., crc32: _Optional[int] = ..., stamp: _Optional[int] = ...) -> None: ...
 
 class LinkTransfer(_message.Message):
     __slots__ = ("transfer_id", "crc32")

@@ -39,6 +39,14 @@ class CudaDriver(Protocol):
         """Beside whatever else the GPU does, on a stream of its own. Raises Unavailable."""
         ...
 
+    def write(self, target: int, data: bytes) -> None:
+        """A few bytes of the host into device memory, as `copy` does."""
+        ...
+
+    def read(self, source: int, num_bytes: int) -> bytes:
+        """A few bytes of device memory, as `copy` does."""
+        ...
+
 
 class _Handle(ctypes.Structure):
     _fields_ = (("bytes", ctypes.c_ubyte * HANDLE_BYTES),)
@@ -99,6 +107,26 @@ class LibCuda:
                 self._stream,
             )
             self._call("cuStreamSynchronize", self._stream)
+
+    def write(self, target: int, data: bytes) -> None:
+        with self._current():
+            self._call(
+                "cuMemcpyHtoDAsync_v2",
+                ctypes.c_uint64(target),
+                ctypes.c_char_p(data),
+                ctypes.c_size_t(len(data)),
+                self._stream,
+            )
+            self._call("cuStreamSynchronize", self._stream)
+
+    def read(self, source: int, num_bytes: int) -> bytes:
+        target = ctypes.create_string_buffer(num_bytes)
+        with self._current():
+            self._call(
+                "cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(source), ctypes.c_size_t(num_bytes), self._stream
+            )
+            self._call("cuStreamSynchronize", self._stream)
+        return target.raw
 
     @contextmanager
     def _current(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from triptych.rpc.deadline import Deadline
 from triptych.transport.copying import byte_tensor, run_copy
 from triptych.transport.cuda_ipc.driver import HANDLE_BYTES, CudaDriver
 from triptych.transport.cuda_ipc.mappings import SlabMappings
-from triptych.transport.cuda_ipc.slab import CudaSlab
+from triptych.transport.cuda_ipc.slab import STAMP, STAMP_BYTES, CudaSlab
 from triptych.transport.device_copy import DeviceCopies, crc32_of
 from triptych.transport.fetch_call import open_fetch
 from triptych.transport.lanes import LANE_FIELD, Arrival, FetchOrder, LaneFailure, Write
@@ -47,18 +47,19 @@ class CudaIpcProducerLane:
             await write(FetchResponse(header=header))
             return
         slab = await self._opened_slab()
-        extent = slab.extents.allocate(rows.nbytes)
+        piece = slab.allocate(rows.nbytes)
         try:
             data = await run_copy(rows.nbytes, self._bytes_on_device, rows)
-            await run_copy(rows.nbytes, slab.write, extent, data)
+            await run_copy(rows.nbytes, slab.write, piece, data)
             crc32 = await run_copy(rows.nbytes, crc32_of, data, self._copies) if self._has_checksums else None
             header.cuda_memory.CopyFrom(
                 CudaMemoryHandle(
                     handle=slab.handle,
-                    offset=extent.offset,
+                    offset=piece.offset,
                     slab_bytes=slab.extents.num_bytes,
                     device_id=self._device_id,
                     crc32=crc32,
+                    stamp=piece.stamp,
                 )
             )
             await write(FetchResponse(header=header))
@@ -66,7 +67,7 @@ class CudaIpcProducerLane:
             await asyncio.sleep(deadline.remaining_s())
             raise DeadlineExceeded("the consumer did not take the tensor out of GPU memory in time")
         finally:
-            slab.extents.free(extent)
+            slab.free(piece)
 
     def close(self) -> None:
         if self._slab is not None:
@@ -134,7 +135,11 @@ class CudaIpcConsumerLane:
     async def _take(self, producer_id: str, memory: CudaMemoryHandle, target: torch.Tensor) -> None:
         check_memory(memory, target.nbytes)
         async with self.mappings.mapped(producer_id, memory.handle) as address:
-            await run_copy(target.nbytes, self._driver.copy, target.data_ptr(), address + memory.offset, target.nbytes)
+            stamp = await run_copy(target.nbytes, self._copy_out, address + memory.offset, target)
+        if stamp != memory.stamp:
+            raise Unavailable(
+                f"GPU memory of {producer_id} at {memory.offset}: the producer has taken the piece back meanwhile"
+            )
         if not memory.HasField("crc32"):
             return
         actual = await run_copy(target.nbytes, crc32_of, target, self._copies)
@@ -144,6 +149,12 @@ class CudaIpcConsumerLane:
                 field="cuda_memory.crc32",
             )
 
+    def _copy_out(self, source: int, target: torch.Tensor) -> int:
+        """The stamp as it is once the bytes were copied: whoever lays others over them changes it first."""
+        self._driver.copy(target.data_ptr(), source, target.nbytes)
+        stamp: int = STAMP.unpack(self._driver.read(source - STAMP_BYTES, STAMP.size))[0]
+        return stamp
+
     def _empty(self, order: FetchOrder) -> torch.Tensor:
         try:
             return self._copies.empty(order.spec.shape, order.spec.dtype, self._device)
@@ -152,10 +163,14 @@ class CudaIpcConsumerLane:
 
 
 def check_memory(memory: CudaMemoryHandle, num_bytes: int) -> None:
-    """Raises IntegrityError unless `num_bytes` at the offset lie inside the slab."""
+    """Raises IntegrityError unless `num_bytes` at the offset, and the stamp before them, lie inside the slab."""
     if len(memory.handle) != HANDLE_BYTES:
         raise IntegrityError(
             f"cuda_memory.handle has {len(memory.handle)} bytes, expected {HANDLE_BYTES}", field="cuda_memory.handle"
+        )
+    if memory.offset < STAMP_BYTES:
+        raise IntegrityError(
+            f"cuda_memory: bytes at {memory.offset}, expected {STAMP_BYTES} or more", field="cuda_memory.offset"
         )
     if memory.offset + num_bytes > memory.slab_bytes:
         raise IntegrityError(

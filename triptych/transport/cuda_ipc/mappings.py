@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from triptych.errors import Unavailable
 from triptych.transport.cuda_ipc.driver import CudaDriver
 
 
@@ -43,6 +44,8 @@ class SlabMappings:
                 self._opening[producer_id] = asyncio.create_task(self._map(producer_id, handle))
             # Shielded: what was mapped must be known even when the first one that wants it is cancelled.
             mapping = await asyncio.shield(self._opening[producer_id])
+            if mapping.is_dropped:
+                raise Unavailable(f"{producer_id} is gone, and the mapping of its GPU memory with it")
         mapping.num_users += 1
         try:
             yield mapping.address
