@@ -149,21 +149,26 @@ async def go_round(server: RouterServer, actors: OwnLauncher, samples: Samples, 
 
 
 async def measure(model: str, num_rounds: int, num_workers: int) -> tuple[Samples, Load]:
-    samples = Samples()
     async with system(model) as (server, actors, client):
-        load = Load(client)
-        await asyncio.gather(*(load.ask() for _ in range(4)))
-        for _ in range(num_rounds):
-            await go_round(server, actors, samples, "idle")
-        workers = [asyncio.create_task(load.run()) for _ in range(num_workers)]
-        await asyncio.sleep(1.0)
-        for _ in range(num_rounds):
-            await go_round(server, actors, samples, "loaded")
-            await asyncio.sleep(0.5)
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-        await load.ask()
+        return await measure_running(server, actors, client, num_rounds, num_workers)
+
+
+async def measure_running(
+    server: RouterServer, actors: OwnLauncher, client: AsyncClient, num_rounds: int, num_workers: int
+) -> tuple[Samples, Load]:
+    samples, load = Samples(), Load(client)
+    await asyncio.gather(*(load.ask() for _ in range(4)))
+    for _ in range(num_rounds):
+        await go_round(server, actors, samples, "idle")
+    workers = [asyncio.create_task(load.run()) for _ in range(num_workers)]
+    await asyncio.sleep(1.0)
+    for _ in range(num_rounds):
+        await go_round(server, actors, samples, "loaded")
+        await asyncio.sleep(0.5)
+    for worker in workers:
+        worker.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    await load.ask()
     return samples, load
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +71,15 @@ TOPOLOGIES = (ONE_OF_TWO, ONE_OF_EACH, TWO_ENCODERS, COLOCATED)
 
 
 class InProcessSystem:
-    """Starts the actors of `topology` in `async with`; `overrides` are configuration values, nested."""
+    """Starts the actors of `topology` in `async with`, but for those of stages that are `elsewhere`, which come by
+    `adopt`; `overrides` are configuration values, nested."""
 
-    def __init__(self, model_folder: Path, topology: Topology, **overrides: Any) -> None:
+    def __init__(
+        self, model_folder: Path, topology: Topology, elsewhere: Collection[StageName] = (), **overrides: Any
+    ) -> None:
         self.topology = topology
+        self._elsewhere = frozenset(elsewhere)
+        self._adopted: list[str] = []
         self.membership = Membership()
         self.actors: dict[str, Actor] = {}
         self._infos: dict[str, admin_pb2.ActorInfo] = {}
@@ -101,7 +106,7 @@ class InProcessSystem:
         self.endpoint = f"127.0.0.1:{await self._server.start()}"
         self.client = AsyncClient(self.endpoint, timeout_s=30)
         for stage in StageName:
-            for _ in range(self.topology.count(stage)):
+            for _ in range(0 if stage in self._elsewhere else self.topology.count(stage)):
                 await self.add(stage)
         return self
 
@@ -127,6 +132,17 @@ class InProcessSystem:
         self.membership.set([*self.membership.all_members(), member])
         return member
 
+    def adopt(self, info: admin_pb2.ActorInfo) -> None:
+        """Makes an actor of another process a member."""
+        member = Member.from_info(info)
+        self._adopted.append(member.actor_id)
+        self.membership.set([*self.membership.all_members(), member])
+
+    @property
+    def actor_ids(self) -> list[str]:
+        """Of all actors, wherever they are."""
+        return [*self.actors, *self._adopted]
+
     async def kill(self, actor_id: str) -> None:
         """Ends an actor without warning anybody."""
         await self.actors.pop(actor_id).stop()
@@ -143,7 +159,7 @@ class InProcessSystem:
         """Everything that is held for requests, over all actors and the router; all zero when the system is idle."""
         held = {"router_requests": self.dispatcher.num_pending, "leases": 0, "lease_bytes": 0, "tickets": 0}
         held |= {"pages": 0, "running": 0, "waiting": 0, "patches": 0}
-        for actor_id in self.actors:
+        for actor_id in self.actor_ids:
             info = await self.info(actor_id)
             held["leases"] += info.leases.held_leases
             held["lease_bytes"] += info.leases.held_bytes

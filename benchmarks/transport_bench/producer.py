@@ -29,6 +29,8 @@ class ProducerProcess:
     def __init__(self, transport: TransportSection, device: str, num_bytes: int) -> None:
         # Not forked: this process may have a GPU open.
         context = multiprocessing.get_context("forkserver")
+        # The first one waits for these imports, the others don't.
+        context.set_forkserver_preload(["torch", "grpc", "triptych.transport.service", "triptych.transport.fetcher"])
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_run, args=(theirs, transport, device, num_bytes), daemon=True)
         self.process.start()
