@@ -7,9 +7,9 @@ import time
 
 from encoder_service.actor import EncoderActor
 from llm_service.actor import LlmActor
+from router.control.actor_calls import set_role
 from router.control.launcher import Health
 from router.control.membership import StageName
-from router.control.ray_actor import set_role
 from router.control.roles.turning_actor import TurningActor
 from triptych.config import DeploymentConfig
 from triptych.rpc.channels import ChannelPool

@@ -9,9 +9,9 @@ from typing import Any
 
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from router.control.actor_calls import is_serving, set_role
 from router.control.launcher import Health
 from router.control.membership import StageName
-from router.control.ray_actor import is_serving, set_role
 from router.control.ray_process import RayProcess
 from triptych.errors import TriptychError, Unavailable
 from triptych.rpc.channels import ChannelPool
