@@ -278,7 +278,8 @@ async def never_acknowledge(actors: Actors, *lanes: str) -> None:
 
 async def turn_lane_off(actors: Actors, lane: str, next_lane: str) -> None:
     """In the middle of a run: every fetch arrives, over the next lane from then on."""
-    settings = transport(lane, next_lane)
+    # Room for all of them at once, should nobody have let go of any.
+    settings = transport(lane, next_lane, shared_memory_bytes=1 << 29)
     producer = await actors.produce(settings)
     fetcher = actors.consume(settings)
 
