@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,9 @@ async def ask_all_at_once(system: InProcessSystem, lane: str) -> None:
     """Everything travels over `lane`; each answer is that of its own picture alone; nothing stays. The encoder must
     have no cache, or the second time would show nothing."""
     images = pictures(NUM_REQUESTS)
+    begun_s = time.monotonic()
     answers = await asyncio.gather(*(ask(system, image) for image in images))
+    seconds = time.monotonic() - begun_s
     await system.wait_until_nothing_is_held(20)
     info = await system.info(system.ids(StageName.ENCODER)[0])
     assert info.encoder.encoded_items == NUM_REQUESTS and info.leases.expired_leases == 0
@@ -67,3 +70,8 @@ async def ask_all_at_once(system: InProcessSystem, lane: str) -> None:
     # Once for each at least: the second time its pages may be in the prefix cache before its embedding is here.
     assert sum(each.num_transfers for each in counters) >= NUM_REQUESTS
     assert {each.lane for each in counters if each.num_transfers} == {lane}
+    num_transfers = sum(each.num_transfers for each in counters)
+    print(
+        f"{NUM_REQUESTS} requests at once: {seconds:.1f} s, all with their own pictures (log probabilities within "
+        f"{distances.diagonal().max():.1e}), {num_transfers} transfers over {lane}"
+    )
