@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from llm_service.kv_export import ExportedPart
+from llm_service.layer_exports import LayerExports
 from llm_service.logprobs import TokenLogprob
 from llm_service.runner import LaunchedStep, Runner
 from llm_service.scheduler import Chunk, Scheduler
@@ -33,8 +35,9 @@ class StepOutput:
     """What one step did for one sequence. The last output of a sequence has a finish_reason, kv_pages or an error.
 
     kv_pages: the prompt's pages of a prefill-only sequence that goes on elsewhere, or others from it,
-    [num_pages, num_layers, 2, page_size, num_kv_heads, head_dim], on the host or the device; of one that leaves in
-    parts the last of them. kv_parts: such parts before the last, in an output that has nothing else.
+    [num_pages, num_layers, 2, page_size, num_kv_heads, head_dim], on the host or the device; of those that leave in
+    parts the last. kv_parts: parts before the last, in an output that has nothing else; it may come while the step is
+    still computed.
     logprob: of the one token, where the request asked for it.
     """
 
@@ -44,7 +47,7 @@ class StepOutput:
     kv_pages: Tensor | None = None
     error: TriptychError | None = None
     logprob: TokenLogprob | None = None
-    kv_parts: tuple[Tensor, ...] = ()
+    kv_parts: tuple[ExportedPart, ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -83,6 +86,7 @@ class Engine:
         self.max_sequence_tokens = max_sequence_tokens
         self.counters = EngineCounters()
         self._publish = publish
+        self._layer_exports = LayerExports(scheduler, self._publish_parts)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._is_stopping = False
         self._in_flight: deque[LaunchedStep] = deque()
@@ -182,7 +186,7 @@ class Engine:
             return self._collect(0, outputs)
         _stamp_started(chunks)
         try:
-            step = self.runner.launch(chunks)
+            step = self.runner.launch(chunks, self._layer_exports.watch_of(chunks))
         except Exception as error:
             return self._run_one_by_one(chunks, error, outputs)
         self._in_flight.append(step)
@@ -216,7 +220,7 @@ class Engine:
                 self.scheduler.publish(chunk)
                 if not chunk.is_sampled and not chunk.sequence.has_all_embeddings:
                     chunk.sequence.pause_after(chunk.end)
-                if chunk.sequence.pages_per_part and not self._export_parts(chunk, outputs):
+                if chunk.sequence.kv_export is not None and not self._export_parts(chunk, outputs):
                     continue
                 if token is not None:
                     outputs.append(self._accept(chunk, token, logprobs.get(chunk.sequence)))
@@ -231,6 +235,9 @@ class Engine:
         if parts:
             outputs.append(StepOutput(chunk.sequence, kv_parts=tuple(parts)))
         return True
+
+    def _publish_parts(self, exported: list[tuple[Sequence, list[ExportedPart]]]) -> None:
+        self._publish([StepOutput(sequence, kv_parts=tuple(parts)) for sequence, parts in exported])
 
     def _accept(self, chunk: Chunk, token: int, logprob: TokenLogprob | None) -> StepOutput:
         """Books the next token of a sequence; when that fails, for want of memory for its pages, it ends alone."""

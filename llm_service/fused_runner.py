@@ -28,12 +28,13 @@ from llm_service.decode_graphs import DecodeGraphs
 from llm_service.fused_sampler import FusedSampler
 from llm_service.kernel_warm_up import KernelUses, Task, compiling_side_by_side
 from llm_service.kv_cache import PagedKvCache
+from llm_service.layer_marks import LayerMarks
 from llm_service.logprobs import StepLogprobs, TokenLogprob
 from llm_service.page_pool import PAGE_TYPECODE
 from llm_service.prompt import Prompt
 from llm_service.prompt_buckets import PromptBucket
 from llm_service.prompt_graphs import PromptGraphs
-from llm_service.runner import Progress
+from llm_service.runner import LayerWatch, Progress
 from llm_service.scheduler import Chunk
 from llm_service.sequence import Sequence
 from llm_service.step_choice import StepChoice, moves_of_many, moves_of_one
@@ -41,7 +42,7 @@ from llm_service.step_inputs import fill_decodes, fill_prefills, lay_over_media,
 from llm_service.upload import Array, FieldSpec, Upload, array_specs, bytes_of
 from triptych.errors import InvalidRequest
 from triptych.kernels.decode_attention import DecodePlan, choose_plan
-from triptych.models.qwen2_5_vl.fused import FusedLanguageModel
+from triptych.models.qwen2_5_vl.fused import FusedLanguageModel, PackedAttention
 from triptych.sampling import SamplingParameters
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,11 @@ class _FusedStep:
     tokens: NDArray[np.int64]
     step_logprobs: StepLogprobs | None
     done: torch.cuda.Event | None
+    marks: LayerMarks | None
 
     def read(self) -> list[int | None]:
+        if self.marks is not None:
+            self.marks.report()
         if self.done is not None:
             self.done.synchronize()
         tokens = self.tokens.tolist()
@@ -204,21 +208,24 @@ class FusedModelRunner:
         return choose_plan(num_decodes, self.cache.shape.num_kv_heads, self._max_sequence_tokens)
 
     @torch.inference_mode()
-    def launch(self, chunks: list[Chunk]) -> _FusedStep:
-        """Begins a step. Raises InvalidRequest for a prompt whose positions are higher than the model's."""
+    def launch(self, chunks: list[Chunk], watch: LayerWatch | None = None) -> _FusedStep:
+        """Begins a step; replays of graphs tell nothing of their layers. Raises InvalidRequest for a prompt whose
+        positions are higher than the model's."""
         for chunk in chunks:
             self._check_positions(chunk)
         # Kinds in the order that attention asks for; each kind stays in the order of admission.
         chunks = sorted(chunks, key=lambda chunk: kind_of_chunk(chunk.num_new_tokens, chunk.end))
         special = self.sampler.special([chunk.sequence for chunk in chunks if chunk.is_sampled])
+        marks = None
         if self._graphs.can_launch(chunks, special):
             rows = self._launch_decodes(chunks, special)
         elif bucket := self._prompt_graphs.bucket_of(chunks, special):
             rows = self._launch_prompts(bucket, chunks, special)
         else:
-            rows = self._launch_packed(chunks, special)
+            marks = None if watch is None else LayerMarks(watch, self.cache.device)
+            rows = self._launch_packed(chunks, special, marks)
         self._row_of = {chunk.sequence: row for chunk, row in zip(chunks, rows, strict=True) if row is not None}
-        return self._returning(chunks, rows)
+        return self._returning(chunks, rows, marks)
 
     def _launch_decodes(self, chunks: list[Chunk], special: Mapping[str, Array]) -> list[int | None]:
         """The row of each chunk among the sampled tokens."""
@@ -250,7 +257,9 @@ class FusedModelRunner:
         logits = self.model.logits(hidden.index_select(0, fields["sampled_rows"]), out=self._logits[:num_sampled])
         self.sampler.sample(logits, fields, self._sampled[:num_sampled])
 
-    def _launch_packed(self, chunks: list[Chunk], special: Mapping[str, Array]) -> list[int | None]:
+    def _launch_packed(
+        self, chunks: list[Chunk], special: Mapping[str, Array], marks: LayerMarks | None = None
+    ) -> list[int | None]:
         """Prompts, with whatever decodes beside them, kernel by kernel: the host is done before the device is."""
         last_rows = [end - 1 for end in accumulate(chunk.num_new_tokens for chunk in chunks)]
         sampled = [(row, chunk.sequence) for row, chunk in zip(last_rows, chunks, strict=True) if chunk.is_sampled]
@@ -263,7 +272,10 @@ class FusedModelRunner:
             lay_over_media(embeddings, chunk, first_row)
             first_row += chunk.num_new_tokens
         plan = self._plan_decodes(shape.num_decodes) if shape.num_decodes else None
-        hidden = self.model.forward(embeddings, fields["positions"], TritonStep(self.cache, shape, fields, plan=plan))
+        attention: PackedAttention = TritonStep(self.cache, shape, fields, plan=plan)
+        if marks is not None:
+            attention = marks.beside(attention)
+        hidden = self.model.forward(embeddings, fields["positions"], attention)
         if sampled:
             logits = self._logits[: len(sampled)]
             self.model.logits(hidden.index_select(0, fields["sampled_rows"]), out=logits)
@@ -316,7 +328,7 @@ class FusedModelRunner:
         pending = self._sampled.index_select(0, fields["sources"])
         return self.model.embed(torch.where(token_ids < 0, pending, token_ids))
 
-    def _returning(self, chunks: list[Chunk], rows: list[int | None]) -> _FusedStep:
+    def _returning(self, chunks: list[Chunk], rows: list[int | None], marks: LayerMarks | None) -> _FusedStep:
         """Starts the copy of the sampled tokens to the host."""
         num_rows = max((row + 1 for row in rows if row is not None), default=0)
         self._turn = (self._turn + 1) % len(self._results)
@@ -329,7 +341,7 @@ class FusedModelRunner:
         if self.cache.device.type == "cuda":
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        return _FusedStep(chunks, rows, result.numpy(), logprobs, done)
+        return _FusedStep(chunks, rows, result.numpy(), logprobs, done, marks)
 
     def _check_positions(self, chunk: Chunk) -> None:
         sequence = chunk.sequence

@@ -13,6 +13,8 @@ from llm_service.device_exports import DeviceExports
 from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.config import TextConfig
 
+ALL_LAYERS = slice(None)
+
 
 @dataclass(frozen=True)
 class PageShape:
@@ -52,7 +54,7 @@ class PageStore(Protocol):
 
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor: ...
 
-    def hand_over_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor: ...
+    def hand_over_pages(self, pages: Sequence[int], num_tokens: int, layers: slice = ALL_LAYERS) -> Tensor: ...
 
     def import_pages(self, pages: Sequence[int], copy: Tensor) -> None: ...
 
@@ -93,29 +95,34 @@ class PagedKvCache:
 
         What lies behind the last token is zero: it may be left over from another request.
         """
-        copy = self.copy_pages(pages).cpu()
-        zero_behind(copy, num_tokens)
-        return copy
+        return self._on_host(pages, num_tokens, ALL_LAYERS)
 
-    def hand_over_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
-        """As `export_pages`, for another actor; on the device as long as there is room for copies. The steps that
-        computed the pages must be over."""
+    def hand_over_pages(self, pages: Sequence[int], num_tokens: int, layers: slice = ALL_LAYERS) -> Tensor:
+        """As `export_pages`, for another actor, of some layers; on the device as long as there is room for copies.
+        These layers of the steps that computed the pages must be over."""
 
         def copy() -> Tensor:
-            pages_copy = self.copy_pages(pages)
+            pages_copy = self.copy_pages(pages, layers)
             zero_behind(pages_copy, num_tokens)
             return pages_copy
 
         if self._device_exports is not None:
-            on_device = self._device_exports.make(len(pages) * self.shape.num_bytes, copy)
+            num_layers = len(range(*layers.indices(self.shape.num_layers)))
+            num_bytes = len(pages) * self.shape.num_bytes * num_layers // self.shape.num_layers
+            on_device = self._device_exports.make(num_bytes, copy)
             if on_device is not None:
                 return on_device
-        return self.export_pages(pages, num_tokens)
+        return self._on_host(pages, num_tokens, layers)
 
-    def copy_pages(self, pages: Sequence[int]) -> Tensor:
-        """A copy of `pages` as they are, on the device: one row a page, shaped as PageShape says."""
+    def copy_pages(self, pages: Sequence[int], layers: slice = ALL_LAYERS) -> Tensor:
+        """A copy of `pages` as they are, on the device: one row a page, shaped as PageShape says but for the layers."""
         index = torch.tensor(list(pages), dtype=torch.int64, device=self.device)
-        return self.tensor.index_select(2, index).permute(2, 0, 1, 3, 4, 5).contiguous()
+        return self.tensor[layers].index_select(2, index).permute(2, 0, 1, 3, 4, 5).contiguous()
+
+    def _on_host(self, pages: Sequence[int], num_tokens: int, layers: slice) -> Tensor:
+        copy = self.copy_pages(pages, layers).cpu()
+        zero_behind(copy, num_tokens)
+        return copy
 
     def import_pages(self, pages: Sequence[int], copy: Tensor) -> None:
         """Fills `pages` from a tensor as `export_pages` makes it, one row a page."""

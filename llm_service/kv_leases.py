@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from llm_service.engine import StepOutput
+from llm_service.kv_export import ExportedPart
 from triptych.errors import TriptychError
 from triptych.transport.lease import LeaseTable
-from triptych.transport.parts import TicketPart, parts_of
+from triptych.transport.parts import parts_of
 from triptych.transport.ticket import Ticket
 from triptych.v1 import tensor_pb2
 
@@ -19,13 +20,18 @@ from triptych.v1 import tensor_pb2
 class KvLeases:
     """A ticket in parts is a lease on nothing beside the parts: releasing it, or letting it run out, is releasing all
     of them. Belongs to one event loop.
-
-    num_pages: under leases now.
     """
 
-    def __init__(self, leases: LeaseTable) -> None:
-        self.num_pages = 0
+    def __init__(self, leases: LeaseTable, num_layers: int) -> None:
+        """num_layers: of a whole page."""
         self._leases = leases
+        self._num_layers = num_layers
+        self._num_page_layers = 0
+
+    @property
+    def num_pages(self) -> int:
+        """Under leases now; layers of pages that left in several groups add up to pages."""
+        return -(-self._num_page_layers // self._num_layers)
 
     def expect(self, ticket: Ticket, lease_s: float) -> None:
         """Fetches of the ticket and of its parts wait from now on."""
@@ -39,10 +45,10 @@ class KvLeases:
         for part in parts_of(ticket):
             self._leases.fail(part.ticket.ticket_id, error)
 
-    def grant_parts(self, parts: Iterable[TicketPart], blocks: Sequence[Tensor]) -> None:
-        """The next blocks of pages, for the next of `parts`, while the prompt's other tokens are still computed."""
-        for pages, part in zip(blocks, parts, strict=False):
-            self._grant(part.ticket, pages, None)
+    def grant_parts(self, parts: Sequence[ExportedPart]) -> None:
+        """Pages that are there while others of the prompt, or other layers of them, are still computed."""
+        for exported in parts:
+            self._grant(exported.part.ticket, exported.pages, None)
 
     def grant(self, ticket: Ticket, output: StepOutput) -> None:
         """The first token, and the pages with it: all, or the last part."""
@@ -60,11 +66,11 @@ class KvLeases:
             self._leases.grant(ticket.ticket_id, _nothing(ticket), on_release=self._release_parts(ticket))
 
     def _grant(self, ticket: Ticket, pages: Tensor, outcome: tensor_pb2.PrefillOutcome | None) -> None:
-        num_pages = len(pages)
-        self.num_pages += num_pages
+        num_page_layers = pages.shape[0] * pages.shape[1]
+        self._num_page_layers += num_page_layers
 
         def on_release() -> None:
-            self.num_pages -= num_pages
+            self._num_page_layers -= num_page_layers
 
         self._leases.grant(ticket.ticket_id, pages, outcome=outcome, on_release=on_release)
 

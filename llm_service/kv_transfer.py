@@ -7,19 +7,19 @@ import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-import torch
-
 from llm_service.embeddings import first_error
 from llm_service.engine import Engine
 from llm_service.kv_cache import PageShape
+from llm_service.page_landing import PageLanding
 from llm_service.prompt import Prompt
 from llm_service.sequence import FinishReason, Sequence
 from llm_service.stage_spans import note_transfer
 from triptych.errors import FailedPrecondition, IntegrityError
 from triptych.rpc.deadline import Deadline
-from triptych.transport.fetcher import FetchedTensor, TensorFetcher
-from triptych.transport.parts import TicketPart, parts_of
+from triptych.transport.fetcher import TensorFetcher
+from triptych.transport.parts import TicketPart, parts_of, whole_of
 from triptych.transport.ticket import TensorSpec, Ticket
+from triptych.v1.tensor_pb2 import PrefillOutcome
 
 
 def check_kv_ticket(ticket: Ticket, prompt: Prompt, shape: PageShape, fingerprint: str) -> None:
@@ -59,9 +59,11 @@ class KvArrival:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """ended_s is on the monotonic clock."""
+    """What is kept of a part whose pages have landed. offered_s, ended_s: on the monotonic clock."""
 
-    fetched: FetchedTensor
+    lane: str
+    outcome: PrefillOutcome | None
+    offered_s: float
     ended_s: float
 
 
@@ -69,7 +71,7 @@ class KvTransfer:
     """The decode side. The prefill side is the engine's export and `KvLeases`."""
 
     def __init__(self, engine: Engine, fetcher: TensorFetcher, max_under_way: int) -> None:
-        """max_under_way: parts of one ticket that are fetched at once."""
+        """max_under_way: parts of one layer group of a ticket that are fetched, or waited for, at once."""
         self._engine = engine
         self._fetcher = fetcher
         self._max_under_way = max_under_way
@@ -82,11 +84,13 @@ class KvTransfer:
         scheduler = self._engine.scheduler
         prefix = await asyncio.wrap_future(self._engine.call(lambda: scheduler.export_prefix(sequence)))
         timeout_s = deadline.next_hop_s("fetch KV pages")
+        landing = PageLanding(ticket.spec, prefix)
         parts = parts_of(ticket)
-        fetched = await self._fetch_parts(ticket, parts, len(prefix), timeout_s) if parts else []
-        if not parts:
-            fetched = [await self._fetch(ticket, len(prefix), timeout_s)]
-        last = fetched[-1].fetched
+        if parts:
+            fetched = await self._fetch_parts(ticket, parts, landing, len(prefix), timeout_s)
+        else:
+            fetched = [await self._fetch(whole_of(ticket), landing, len(prefix), timeout_s)]
+        last = fetched[-1]
         outcome = last.outcome
         if outcome is None:
             raise IntegrityError(
@@ -94,21 +98,20 @@ class KvTransfer:
                 field="prefill",
             )
         reason = FinishReason(outcome.finish_reason) if outcome.finish_reason else None
-        device = last.tensor.device
-        pages = torch.cat([prefix.to(device), *(item.fetched.tensor.to(device) for item in fetched)])
-        sequence.take_over(outcome.first_token_id, pages)
-        offered_s = fetched[-1].ended_s - last.seconds
-        return KvArrival(last.lane, max(item.ended_s for item in fetched) - offered_s, reason)
+        sequence.take_over(outcome.first_token_id, landing.pages())
+        return KvArrival(last.lane, max(item.ended_s for item in fetched) - last.offered_s, reason)
 
     async def _fetch_parts(
-        self, ticket: Ticket, parts: Seq[TicketPart], num_here: int, timeout_s: float
+        self, ticket: Ticket, parts: Seq[TicketPart], landing: PageLanding, num_here: int, timeout_s: float
     ) -> list[_Fetched]:
         """Those with rows from `num_here` on, and the last in any case; the ticket itself keeps the others' leases."""
-        turns = asyncio.Semaphore(self._max_under_way)
+        # The parts of one group become ready in their order, but which group is ahead depends on the prefill's chunks:
+        # none may hold up another.
+        turns: dict[int, asyncio.Semaphore] = {}
 
         async def fetch(part: TicketPart) -> _Fetched:
-            async with turns:
-                return await self._fetch(part.ticket, max(num_here - part.first_row, 0), timeout_s)
+            async with turns.setdefault(part.first_layer, asyncio.Semaphore(self._max_under_way)):
+                return await self._fetch(part, landing, num_here, timeout_s)
 
         needed = [part for part in parts if part.end_row > num_here or part is parts[-1]]
         async with self._fetcher.keeping(ticket):
@@ -120,7 +123,10 @@ class KvTransfer:
                 raise first_error(failures) from None
         return [task.result() for task in tasks]
 
-    async def _fetch(self, ticket: Ticket, first_row: int, timeout_s: float) -> _Fetched:
-        fetched = await self._fetcher.fetch(ticket, first_row=first_row, timeout_s=timeout_s)
+    async def _fetch(self, part: TicketPart, landing: PageLanding, num_here: int, timeout_s: float) -> _Fetched:
+        first_row = max(num_here - part.first_row, 0)
+        fetched = await self._fetcher.fetch(part.ticket, first_row=first_row, timeout_s=timeout_s)
+        offered_s = time.monotonic() - fetched.seconds
         note_transfer("kv_transfer", fetched)
-        return _Fetched(fetched, time.monotonic())
+        await landing.put(part, fetched.tensor)
+        return _Fetched(fetched.lane, fetched.outcome, offered_s, time.monotonic())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from llm_service.logit_rules import StopTokens
@@ -12,6 +13,18 @@ from llm_service.sequence import Sequence
 
 Progress = Callable[[int, int], None]
 """Called with how many parts of a preparation are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class LayerWatch:
+    """Asks a runner to tell when the keys and values of the first n layers of a step are in their pages.
+
+    ends: the n that are asked for. report: called with each n, in order, on the thread that launches and reads, at a
+    moment of `launch` or `read`. A runner that can't tell before the step is over does not call it.
+    """
+
+    ends: frozenset[int]
+    report: Callable[[int], None]
 
 
 class LaunchedStep(Protocol):
@@ -47,6 +60,6 @@ class Runner(Protocol):
         """Called once, on the thread that launches, before the first step."""
         ...
 
-    def launch(self, chunks: list[Chunk]) -> LaunchedStep:
+    def launch(self, chunks: list[Chunk], watch: LayerWatch | None = None) -> LaunchedStep:
         """Begins a step. What it raises has changed nothing: the same chunks may be launched again."""
         ...

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from llm_service.admission import TokenHold
 from llm_service.engine import Engine, StepOutput
+from llm_service.kv_export import ExportedPart
 from llm_service.sequence import FinishReason, Sequence
 from llm_service.steps import StepChannel
 
-TakeParts = Callable[[Seq[Tensor]], None]
+TakeParts = Callable[[Seq[ExportedPart]], None]
 
 
 @dataclass(eq=False)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llm_service.kv_cache import PageStore
+from llm_service.kv_export import ExportedPart
 from llm_service.page_hash import extend_page_hashes
 from llm_service.page_pool import PagePool, PageTable
 from llm_service.sequence import Sequence, SequenceState
 from triptych.config import LanguageSection
+from triptych.transport.parts import TicketPart
 
 # Rows of a tile of the linears: a chunk beside decodes that is a multiple of it fills up nothing.
 _TILE_TOKENS = 128
@@ -112,20 +114,34 @@ class Scheduler:
         pages = self.pool.table(sequence)[:num_pages]
         return self.cache.export_pages(pages, sequence.num_computed_tokens)
 
-    def export_parts(self, chunk: Chunk) -> list[Tensor]:
-        """Copies for another actor: the parts of the prompt's pages that are complete with a computed chunk and were
-        not before, all but the last of the prompt."""
-        sequence = chunk.sequence
-        size = sequence.pages_per_part
-        if size == 0 or not self._is_current(chunk):
+    def export_parts(self, chunk: Chunk, num_layers: int | None = None) -> list[ExportedPart]:
+        """Copies for another actor: the parts of the prompt's pages that are complete with the first layers of a chunk
+        (None: with all) and have not left before, all but the last of the prompt."""
+        export = chunk.sequence.kv_export
+        if export is None or not self._is_current(chunk):
             return []
-        num_parts = -(-self.pool.num_pages_for(sequence.prompt.num_tokens) // size)
-        num_complete = min(chunk.end // self.pool.page_size // size, num_parts - 1)
-        table = self.pool.table(sequence)
-        starts = [part * size for part in range(sequence.num_exported_parts, num_complete)]
-        sequence.num_exported_parts = max(sequence.num_exported_parts, num_complete)
-        num_tokens = size * self.pool.page_size
-        return [self.cache.hand_over_pages(table[start : start + size], num_tokens) for start in starts]
+        exported = []
+        for part in export.due(self._num_complete_pages(chunk), num_layers or export.last.end_layer):
+            exported.append(ExportedPart(part, self._hand_over(chunk.sequence, part)))
+            export.note_left(part)
+        return exported
+
+    def layer_ends(self, chunk: Chunk) -> set[int]:
+        """After so many layers each parts of the prompt's pages may leave, while the chunk's other layers are still to
+        be computed."""
+        export = chunk.sequence.kv_export
+        return set() if export is None else export.layer_ends(self._num_complete_pages(chunk))
+
+    def _num_complete_pages(self, chunk: Chunk) -> int:
+        """Pages of the prompt that are full, or as full as they get, when the chunk is computed."""
+        num_prompt_tokens = chunk.sequence.prompt.num_tokens
+        is_whole = chunk.end >= num_prompt_tokens
+        return self.pool.num_pages_for(num_prompt_tokens) if is_whole else chunk.end // self.pool.page_size
+
+    def _hand_over(self, sequence: Sequence, part: TicketPart) -> Tensor:
+        num_tokens = sequence.prompt.num_tokens - part.first_row * self.pool.page_size
+        pages = self.pool.table(sequence)[part.first_row : part.end_row]
+        return self.cache.hand_over_pages(pages, min(num_tokens, len(pages) * self.pool.page_size), part.layers)
 
     def _is_current(self, chunk: Chunk) -> bool:
         """The sequence still has the pages that the chunk was computed into."""
@@ -133,11 +149,12 @@ class Scheduler:
         return is_running and chunk.block_table is self.pool.table(chunk.sequence)
 
     def export_rest(self, sequence: Sequence) -> Tensor:
-        """The same of all pages behind those parts, when the prompt is computed."""
-        first = sequence.num_exported_parts * sequence.pages_per_part
+        """The same of the last part, or of all pages where they have no parts, when the prompt is computed."""
+        if sequence.kv_export is not None:
+            return self._hand_over(sequence, sequence.kv_export.last)
         num_tokens = sequence.num_computed_tokens
-        pages = self.pool.table(sequence)[first : self.pool.num_pages_for(num_tokens)]
-        return self.cache.hand_over_pages(pages, num_tokens - first * self.pool.page_size)
+        pages = self.pool.table(sequence)[: self.pool.num_pages_for(num_tokens)]
+        return self.cache.hand_over_pages(pages, num_tokens)
 
     def _grow_running(self) -> bool:
         """Pages for the tokens to be computed. False when there are too few and tokens are pending: what is in flight

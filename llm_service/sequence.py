@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_service.answer_form import AnswerForm
+from llm_service.kv_export import KvExport
 from llm_service.prompt import Prompt
 from triptych.sampling import SamplingParameters
 from triptych.v1 import common_pb2
@@ -64,9 +65,8 @@ class Sequence:
     is_prefill_only: bool = False
     # Other answers begin with the same pages: they are wanted even when the first token already ends this one.
     is_prompt_shared: bool = False
-    # Pages that leave together while the rest of the prompt is computed; 0: all leave with its first token.
-    pages_per_part: int = 0
-    num_exported_parts: int = 0
+    # The parts in which its pages leave while the rest of it is computed; None: all leave with its first token.
+    kv_export: KvExport | None = None
     # Which of the n answers of its request this is.
     choice_index: int = 0
     # Follows the tokens as they become known; the next token can be chosen only then.

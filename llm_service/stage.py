@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Seq
-from functools import partial
 
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from llm_service.calls import CallRegistry
 from llm_service.embedder import Embedder
 from llm_service.embeddings import EmbeddingSource
 from llm_service.kv_cache import PageShape
+from llm_service.kv_export import KvExport
 from llm_service.kv_leases import KvLeases
 from llm_service.kv_transfer import KvTransfer, check_kv_ticket
 from llm_service.loading import LoadedModel, build_engine
@@ -77,7 +77,7 @@ class LlmStage:
         self._forms = AnswerForms(config.model.path, model.config.text.vocab_size, model.config.eos_token_ids)
         self._calls = CallRegistry()
         self._role_switch = RoleSwitch(self.roles, config, model.device, self._engine, self._admission, self._calls)
-        self._kv_leases = KvLeases(leases)
+        self._kv_leases = KvLeases(leases, self._page_shape.num_layers)
         self._sweeper: asyncio.Task[None] | None = None
 
     @property
@@ -209,9 +209,10 @@ class LlmStage:
                 sequence, *others = await self._sequences(request, arrival.tensors)
                 sequence.is_prefill_only, sequence.is_prompt_shared = True, bool(others)
                 sequence.on_cached = None if others else arrival.skip
-                sequence.pages_per_part = ticket.rows_per_part if parts_of(ticket) else 0
-                take_parts = partial(self._kv_leases.grant_parts, iter(parts_of(ticket)))
-                (run,) = await arrival.beside(self._runs.run(self._engine, [sequence], hold, None, take_parts))
+                parts = parts_of(ticket)
+                sequence.kv_export = KvExport(parts) if parts else None
+                work = self._runs.run(self._engine, [sequence], hold, None, self._kv_leases.grant_parts)
+                (run,) = await arrival.beside(work)
         output = run.ended.result()
         note_prefill(sequence)
         self._kv_leases.grant(ticket, output)

@@ -104,9 +104,9 @@ class EngineDriver:
         runner, host = self.engine.runner, self.host
         launch = runner.launch
 
-        def timed_launch(chunks):  # type: ignore[no-untyped-def]
+        def timed_launch(chunks, watch=None):  # type: ignore[no-untyped-def]
             started = time.perf_counter()
-            step = launch(chunks)
+            step = launch(chunks, watch)
             host.launch_s.append(time.perf_counter() - started)
             read = step.read
 

@@ -97,7 +97,8 @@ class Follower:
             case FrameKind.STEP:
                 self._step(frame, computation)
             case FrameKind.EXPORT:
-                self._collectives.gather(cache.copy_pages(frame.integers.tolist()))
+                first_layer, end_layer, *pages = frame.integers.tolist()
+                self._collectives.gather(cache.copy_pages(pages, slice(first_layer, end_layer)))
             case FrameKind.IMPORT:
                 pages = frame.integers.tolist()
                 shape = (len(pages), *cache.shape.dims)

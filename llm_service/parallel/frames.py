@@ -32,7 +32,7 @@ class FrameKind(IntEnum):
     PREPARE = 3
     # What `StepWriter` writes.
     STEP = 4
-    # Page numbers: their contents are gathered on the leader.
+    # First layer, the one behind the last, page numbers: the pages of these layers are gathered on the leader.
     EXPORT = 5
     # Page numbers: their contents are scattered by the leader.
     IMPORT = 6

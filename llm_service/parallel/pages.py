@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llm_service.kv_cache import PagedKvCache, zero_behind
+from llm_service.kv_cache import ALL_LAYERS, PagedKvCache, zero_behind
 from llm_service.parallel.frames import FrameKind
 from llm_service.parallel.leader import LeaderLink
 
@@ -25,23 +25,24 @@ class GatheredPages:
         self._cache = cache
         self._link = link
 
-    @torch.inference_mode()
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
         """As `PagedKvCache.export_pages`, with the KV heads of all ranks."""
-        copy = torch.empty((len(pages), *self.shape.dims), dtype=self.shape.dtype)
+        return self.hand_over_pages(pages, num_tokens)
+
+    @torch.inference_mode()
+    def hand_over_pages(self, pages: Sequence[int], num_tokens: int, layers: slice = ALL_LAYERS) -> Tensor:
+        """As `export_pages`, of some layers: the heads of all ranks meet in the host's memory."""
+        first_layer, end_layer, _ = layers.indices(self.shape.num_layers)
+        copy = torch.empty((len(pages), end_layer - first_layer, *self.shape.dims[1:]), dtype=self.shape.dtype)
         for first, piece in _pieces(self._cache, pages):
-            self._link.tell(FrameKind.EXPORT, piece)
-            parts = self._link.collectives.gather(self._cache.copy_pages(piece))
+            self._link.tell(FrameKind.EXPORT, [first_layer, end_layer, *piece])
+            parts = self._link.collectives.gather(self._cache.copy_pages(piece, layers))
             rows = copy[first : first + len(piece)]
             for own, part in zip(rows.chunk(len(parts), _HEAD_DIM), parts, strict=True):
                 own.copy_(part)
         self._link.check()
         zero_behind(copy, num_tokens)
         return copy
-
-    def hand_over_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
-        """As `export_pages`: the heads of all ranks meet in the host's memory."""
-        return self.export_pages(pages, num_tokens)
 
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], copy: Tensor) -> None:

@@ -12,7 +12,7 @@ from llm_service.logprobs import TokenLogprob
 from llm_service.parallel.frames import FrameKind
 from llm_service.parallel.leader import LeaderLink
 from llm_service.parallel.step_writer import StepWriter
-from llm_service.runner import LaunchedStep, Runner
+from llm_service.runner import LaunchedStep, LayerWatch, Runner
 from llm_service.scheduler import Chunk
 from llm_service.sequence import Sequence
 from triptych.errors import TriptychError, Unavailable
@@ -62,9 +62,12 @@ class ParallelRunner:
         self._local.prepare()
 
     @torch.inference_mode()
-    def launch(self, chunks: list[Chunk]) -> ParallelStep:
+    def launch(self, chunks: list[Chunk], watch: LayerWatch | None = None) -> ParallelStep:
         """Raises what the local runner refuses before it computes, as the runners of all ranks do; and Unavailable when
-        a rank is lost."""
+        a rank is lost.
+
+        Tells nothing of its layers: what an export gathers from the ranks would meet the sums of their step.
+        """
         self._link.check()
         written = self._writer.write(chunks)
         self._link.send(written.frame)

@@ -62,7 +62,11 @@ class Dispatcher:
             loads=self._loads,
             pace=ChunkPace(config.router.max_chunks_per_s),
             tickets=TicketMaker(
-                text, config.stages.prefill.page_size, config.transport.lease_s, config.transport.kv_part_bytes
+                text,
+                config.stages.prefill.page_size,
+                config.transport.lease_s,
+                config.transport.kv_part_bytes,
+                config.transport.kv_layer_groups,
             ),
         )
 

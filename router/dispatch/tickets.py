@@ -17,12 +17,13 @@ from triptych.v1 import common_pb2
 @dataclass(frozen=True)
 class TicketMaker:
     """`page_size` is that of the prefill and decode stages; a producer keeps what nobody fetches for `lease_s`.
-    KV pages leave in parts of `kv_part_bytes` (0: as a whole)."""
+    KV pages leave in parts of `kv_part_bytes` (0: as a whole), of the layers in up to `kv_layer_groups` groups."""
 
     text: TextConfig
     page_size: int
     lease_s: float
     kv_part_bytes: int = 0
+    kv_layer_groups: int = 1
 
     def embedding_ticket(self, item: MediaItem, producer: Member) -> common_pb2.Ticket:
         """Names [num_tokens, hidden_size] on an encoder."""
@@ -39,9 +40,18 @@ class TicketMaker:
         shape = [num_pages, text.num_hidden_layers, 2, self.page_size, text.num_key_value_heads, text.head_dim]
         ticket = self._ticket(producer, shape)
         if self.kv_part_bytes:
-            page_bytes = math.prod(shape[1:]) * dtype_from_proto(producer.dtype).itemsize
-            ticket.rows_per_part = max(1, self.kv_part_bytes // page_bytes, -(-num_pages // MAX_PARTS))
+            self._cut(ticket)
         return ticket
+
+    def _cut(self, ticket: common_pb2.Ticket) -> None:
+        """Into parts: by layers first, which alone lets pages leave before their forward pass is over, and by rows."""
+        num_pages, num_layers = ticket.shape[:2]
+        layer_bytes = math.prod(ticket.shape[2:]) * dtype_from_proto(ticket.dtype).itemsize
+        num_groups = max(1, min(self.kv_layer_groups, -(-num_pages * num_layers * layer_bytes // self.kv_part_bytes)))
+        layers = -(-num_layers // num_groups)
+        max_blocks = MAX_PARTS // -(-num_layers // layers)
+        ticket.rows_per_part = max(1, self.kv_part_bytes // (layers * layer_bytes), -(-num_pages // max_blocks))
+        ticket.layers_per_part = layers
 
     def _ticket(self, producer: Member, shape: list[int]) -> common_pb2.Ticket:
         return common_pb2.Ticket(

@@ -123,10 +123,10 @@ def test_pages_that_can_not_be_exported_end_their_request_only(
     exported = new_sequence(model.case("one image"), is_prefill_only=True)
     other = new_sequence(model.case("text"), greedy(1))
 
-    def fail(pages: list[int], num_tokens: int) -> torch.Tensor:
+    def fail(*arguments: object) -> torch.Tensor:
         raise MemoryError
 
-    monkeypatch.setattr(engine.cache, "export_pages", fail)
+    monkeypatch.setattr(engine.cache, "hand_over_pages", fail)
     engine.run([exported, other])
     assert isinstance(engine.last_output(exported).error, InternalError)
     assert engine.last_output(other).finish_reason is FinishReason.LENGTH

@@ -20,7 +20,7 @@ from llm_service.fused_sampler import FusedSampler
 from llm_service.kernel_warm_up import compiling_side_by_side
 from llm_service.prompt import Prompt
 from llm_service.prompt_buckets import MAX_PROMPT_TOKENS, PromptBucket, prompt_buckets, smallest
-from llm_service.runner import LaunchedStep
+from llm_service.runner import LaunchedStep, LayerWatch
 from llm_service.scheduler import Chunk
 from llm_service.sequence import FinishReason, Sequence
 from llm_service.step_choice import StepChoice
@@ -228,10 +228,10 @@ def test_a_step_is_one_upload(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
         num_sent += 1
         send(upload, num_bytes)
 
-    def launch_and_count(chunks: list[Chunk]) -> LaunchedStep:
+    def launch_and_count(chunks: list[Chunk], watch: LayerWatch | None = None) -> LaunchedStep:
         nonlocal num_launched
         num_launched += 1
-        return launch(chunks)
+        return launch(chunks, watch)
 
     monkeypatch.setattr(Upload, "send", send_and_count)
     monkeypatch.setattr(engine.runner, "launch", launch_and_count)

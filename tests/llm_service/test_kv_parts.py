@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from engine_helpers import CASES, MakeEngine, Model, answer, greedy, new_sequence
+from engine_helpers import CASES, MakeEngine, Model, answer, greedy
+from kv_helpers import (
+    in_parts,
+    num_transfers,
+    prefill_of,
+    prefill_sequence,
+    until,
+    whole_pages,
+)
 from service_helpers import (
     PAGE_SIZE,
     TIMEOUT_S,
@@ -19,47 +26,37 @@ from service_helpers import (
     make_config,
 )
 
-from llm_service.engine import StepOutput
 from llm_service.sequence import Sequence, SequenceState
 from triptych.errors import InvalidRequest, Unavailable
 from triptych.transport.parts import parts_of
 from triptych.transport.ticket import Ticket
-from triptych.v1 import common_pb2, language_pb2, tensor_pb2, tensor_pb2_grpc
+from triptych.v1 import tensor_pb2, tensor_pb2_grpc
 
 NAME = "video between images"
 
 
-def parts_in(outputs: list[StepOutput], sequence: Sequence) -> list[torch.Tensor]:
-    """All parts of a prompt, in the order in which they left; the last of them came with the first token."""
-    own = [output for output in outputs if output.sequence is sequence]
-    assert own[-1].kv_pages is not None and own[-1].token_ids
-    return [*(part for output in own for part in output.kv_parts), own[-1].kv_pages]
-
-
 @pytest.mark.parametrize("pages_per_part", [1, 2, 3, 50])
+@pytest.mark.parametrize("layers_per_part", [0, 1, 2])
 @pytest.mark.parametrize("prefill_chunk_tokens", [5, 16, 1024])
 def test_parts_are_the_whole(
-    model: Model, make_engine: MakeEngine, pages_per_part: int, prefill_chunk_tokens: int
+    model: Model, make_engine: MakeEngine, pages_per_part: int, layers_per_part: int, prefill_chunk_tokens: int
 ) -> None:
     for name in CASES:
         case = model.case(name)
         engine = make_engine(prefill_chunk_tokens=prefill_chunk_tokens)
-        whole = new_sequence(case, is_prefill_only=True)
+        whole = prefill_sequence(engine, case)
         engine.run([whole])
-        expected = engine.last_output(whole).kv_pages
-        assert expected is not None
+        expected = whole_pages(engine, whole)
         engine = make_engine(prefill_chunk_tokens=prefill_chunk_tokens)
-        sequence = new_sequence(case, is_prefill_only=True, pages_per_part=pages_per_part)
+        sequence = prefill_sequence(engine, case, pages_per_part, layers_per_part)
         engine.run([sequence])
-        parts = parts_in(engine.outputs, sequence)
-        assert torch.equal(torch.cat(parts), expected)
-        assert all(len(part) == pages_per_part for part in parts[:-1])
+        assert torch.equal(whole_pages(engine, sequence), expected)
         assert engine.pool.num_held_pages == 0
 
 
 def test_a_part_leaves_when_its_last_token_is_computed(model: Model, make_engine: MakeEngine) -> None:
     engine = make_engine(prefill_chunk_tokens=8, page_size=4)
-    sequence = new_sequence(model.case("text"), is_prefill_only=True, pages_per_part=3)  # 37 tokens, 12 a part
+    sequence = prefill_sequence(engine, model.case("text"), rows=3)  # 37 tokens, 12 a part
     engine.add(sequence)
     num_parts = []
     while sequence.state is not SequenceState.FINISHED:
@@ -69,50 +66,26 @@ def test_a_part_leaves_when_its_last_token_is_computed(model: Model, make_engine
     assert steps in ([0, 1, 2, 3], [1, 2, 3]) and len(num_parts) >= 5
 
 
-def test_preempted_between_two_parts(model: Model, make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize("layers_per_part", [0, 1])
+def test_preempted_between_two_parts(model: Model, make_engine: MakeEngine, layers_per_part: int) -> None:
     """No part leaves twice, and those computed again are those that were to come."""
     case = model.case(NAME)
     engine = make_engine(prefill_chunk_tokens=8, page_size=4, enable_prefix_cache=False)
-    sequence = new_sequence(case, is_prefill_only=True, pages_per_part=2)
+    sequence = prefill_sequence(engine, case, rows=2, layers=layers_per_part)
     engine.add(sequence)
     while not any(output.kv_parts for output in engine.outputs):
         engine.step()
     engine.scheduler._preempt(sequence)
     engine.run()
-    parts = parts_in(engine.outputs, sequence)
     decode = Sequence("decode", case.prompt, greedy(), embeddings=None)
-    decode.take_over(case.expected[0], torch.cat(parts))
+    decode.take_over(case.expected[0], whole_pages(engine, sequence))
     engine.run([decode])
     assert answer(decode) == case.expected
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    for _ in range(int(TIMEOUT_S / 0.005)):
-        if await condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it does not come true")
-
-
-async def num_transfers(running: RunningActor) -> int:
-    return sum(counters.num_transfers for counters in (await running.ask()).lane_counters)
 
 
 async def pair(cluster: Cluster) -> tuple[RunningActor, RunningActor]:
     config = make_config(cluster.model, overlap_min_tokens=1, prefill_chunk_tokens=8)
     return await cluster.actor("prefill", config), await cluster.actor("decode", config)
-
-
-def in_parts(cluster: Cluster, running: RunningActor, num_tokens: int, rows: int = 1) -> common_pb2.Ticket:
-    ticket = cluster.kv_ticket(running, num_tokens)
-    ticket.rows_per_part = rows
-    return ticket
-
-
-def prefill_of(decode: language_pb2.DecodeRequest) -> language_pb2.PrefillRequest:
-    return language_pb2.PrefillRequest(
-        request_id=decode.request_id, prompt=decode.prompt, sampling=decode.sampling, kv_ticket=decode.kv_ticket
-    )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 1000])

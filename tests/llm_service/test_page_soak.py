@@ -19,6 +19,7 @@ from llm_service.kv_cache import PagedKvCache, PageShape
 from llm_service.logprobs import TokenLogprob
 from llm_service.page_pool import PagePool
 from llm_service.prompt import Prompt
+from llm_service.runner import LayerWatch
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Chunk, Scheduler
 from llm_service.sequence import PENDING_TOKEN, FinishReason, Sequence, SequenceState
@@ -81,7 +82,7 @@ class TaggingRunner:
 
     def prepare(self) -> None: ...
 
-    def launch(self, chunks: list[Chunk]) -> TaggedStep:
+    def launch(self, chunks: list[Chunk], watch: LayerWatch | None = None) -> TaggedStep:
         if self._generator.random() < 0.005:
             raise RuntimeError("a launch failed")
         return TaggedStep(chunks, [self._compute(chunk) for chunk in chunks])

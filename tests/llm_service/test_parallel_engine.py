@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from engine_helpers import CASES, Model, SteppedEngine, answer, greedy, make_model, new_sequence
+from kv_helpers import prefill_sequence, whole_pages
 from numpy.typing import NDArray
 from parallel_helpers import ParallelEngine
 
@@ -185,9 +186,10 @@ def test_parked_pages_come_back_to_their_ranks(wide_model: Model, make_parallel:
     assert [answer(other) for other in others] == [wide_model.case(name).expected for name in ("one image", "text")]
 
 
+@pytest.mark.parametrize("layers_per_part", [0, 2])
 @pytest.mark.parametrize("sizes", [(1, 2), (2, 1), (2, 4), (4, 2)])
 def test_pages_move_between_groups_of_other_sizes(
-    wide_model: Model, make_parallel: MakeParallel, sizes: tuple[int, int]
+    wide_model: Model, make_parallel: MakeParallel, sizes: tuple[int, int], layers_per_part: int
 ) -> None:
     def make(size: int) -> ParallelEngine | SteppedEngine:
         section = LanguageSection(page_size=8, num_pages=200, attention="torch")
@@ -195,10 +197,9 @@ def test_pages_move_between_groups_of_other_sizes(
 
     source, target = make(sizes[0]), make(sizes[1])
     case = wide_model.case("video between images")
-    prefill = new_sequence(case, greedy(), is_prefill_only=True)
+    prefill = prefill_sequence(source, case, rows=2 * (layers_per_part > 0), layers=layers_per_part)
     source.run([prefill])
-    pages = source.outputs[-1].kv_pages
-    assert pages is not None
+    pages = whole_pages(source, prefill)
     alone = SteppedEngine(wide_model, LanguageSection(page_size=8, num_pages=200, attention="torch"))
     alone.run([same := new_sequence(case, greedy(), is_prefill_only=True)])
     reference = alone.last_output(same).kv_pages

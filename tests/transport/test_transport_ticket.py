@@ -29,6 +29,7 @@ TICKET = Ticket(
     lease_deadline_s=1.5,
     device_id="GPU-1",
     rows_per_part=3,
+    layers_per_part=2,
 )
 
 

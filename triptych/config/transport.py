@@ -24,8 +24,15 @@ class TransportSection(Section):
         ge=0,
         description="KV pages of a prompt leave in parts of this size, each when it is computed; 0: all at the end.",
     )
+    kv_layer_groups: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Parts are cut by layers, into as many groups as kv_part_bytes fills, but no more than this: the "
+        "first leave while later layers are computed; 1: each part has all layers.",
+    )
     kv_parts_under_way: int = Field(
-        4, ge=1, le=64, description="Parts of one prompt that a decode actor fetches at once."
+        4, ge=1, le=64, description="Parts of one prompt and layer group that a decode actor fetches at once."
     )
     chunk_bytes: int = Field(1 * MIB, ge=4096, le=16 * MIB, description="One message of the lane grpc.")
     max_links: int = Field(16, ge=1, description="Links of one actor in one lane and direction (nccl, gloo).")

@@ -104,6 +104,7 @@ class Ticket:
     lease_deadline_s: float = 0.0
     device_id: str = ""
     rows_per_part: int = 0
+    layers_per_part: int = 0
 
     @property
     def spec(self) -> TensorSpec:
@@ -126,6 +127,7 @@ class Ticket:
             lease_deadline_s=self.lease_deadline_s,
             device_id=self.device_id,
             rows_per_part=self.rows_per_part,
+            layers_per_part=self.layers_per_part,
         )
 
     @classmethod
@@ -159,6 +161,7 @@ class Ticket:
             lease_deadline_s=message.lease_deadline_s,
             device_id=message.device_id,
             rows_per_part=message.rows_per_part,
+            layers_per_part=message.layers_per_part,
         )
 
 

@@ -96,7 +96,7 @@ class Media(_message.Message):
     def __init__(self, kind: _Optional[_Union[MediaKind, str]] = ..., options: _Optional[_Union[ProcessingOptions, _Mapping]] = ..., data: _Optional[bytes] = ..., frames: _Optional[_Union[VideoFrames, _Mapping]] = ...) -> None: ...
 
 class Ticket(_message.Message):
-    __slots__ = ("ticket_id", "content_key", "producer_id", "producer_endpoint", "producer_host_id", "model_fingerprint", "dtype", "shape", "grid", "second_per_grid_t", "lanes", "lease_deadline_s", "device_id", "rows_per_part")
+    __slots__ = ("ticket_id", "content_key", "producer_id", "producer_endpoint", "producer_host_id", "model_fingerprint", "dtype", "shape", "grid", "second_per_grid_t", "lanes", "lease_deadline_s", "device_id", "rows_per_part", "layers_per_part")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     CONTENT_KEY_FIELD_NUMBER: _ClassVar[int]
     PRODUCER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class Ticket(_message.Message):
     LEASE_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     ROWS_PER_PART_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_PER_PART_FIELD_NUMBER: _ClassVar[int]
     ticket_id: str
     content_key: str
     producer_id: str
@@ -125,7 +126,8 @@ class Ticket(_message.Message):
     lease_deadline_s: float
     device_id: str
     rows_per_part: int
-    def __init__(self, ticket_id: _Optional[str] = ..., content_key: _Optional[str] = ..., producer_id: _Optional[str] = ..., producer_endpoint: _Optional[str] = ..., producer_host_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., second_per_grid_t: _Optional[float] = ..., lanes: _Optional[_Iterable[str]] = ..., lease_deadline_s: _Optional[float] = ..., device_id: _Optional[str] = ..., rows_per_part: _Optional[int] = ...) -> None: ...
+    layers_per_part: int
+    def __init__(self, ticket_id: _Optional[str] = ..., content_key: _Optional[str] = ..., producer_id: _Optional[str] = ..., producer_endpoint: _Optional[str] = ..., producer_host_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., second_per_grid_t: _Optional[float] = ..., lanes: _Optional[_Iterable[str]] = ..., lease_deadline_s: _Optional[float] = ..., device_id: _Optional[str] = ..., rows_per_part: _Optional[int] = ..., layers_per_part: _Optional[int] = ...) -> None: ...
 
 class SamplingParameters(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "n", "logprobs", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "constraint")
