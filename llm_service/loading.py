@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from llm_service.attention import build_attention, choose_attention
+from llm_service.decode_trace import DecodeTrace
 from llm_service.device_defaults import resolve_section
 from llm_service.engine import Engine, StepOutput
 from llm_service.kv_cache import PagedKvCache, PageShape, PageStore
@@ -150,7 +151,10 @@ def build_runner(
     logger.info("attention %s on %s, %d KV pages of %d tokens", name, model.device, cache.num_pages, cache.page_size)
     if name != "triton":
         sampler = Sampler(model.config.eos_token_ids)
-        return ModelRunner(model.language, cache, build_attention(name, cache), sampler)
+        # On a GPU calls are made ahead of the device; between ranks they can't be recorded.
+        is_recorded = model.device.type == "cpu" and not isinstance(model.language, ShardedLanguageModel)
+        trace = DecodeTrace(model.language, cache) if is_recorded else None
+        return ModelRunner(model.language, cache, build_attention(name, cache), sampler, decode_trace=trace)
     # Triton is an optional package, and slow to import.
     from llm_service.fused_runner import FusedModelRunner
     from llm_service.fused_sampler import FusedSampler

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llm_service.attention.base import PagedAttention, StepLayout
 from llm_service.attention.watched import WatchedAttention
+from llm_service.decode_trace import DecodeTrace
 from llm_service.kv_cache import PagedKvCache
 from llm_service.logprobs import StepLogprobs, TokenLogprob
 from llm_service.runner import LayerWatch
@@ -46,37 +47,50 @@ class ModelRunner:
         attention: PagedAttention,
         sampler: Sampler,
         num_steps_ahead: int = 0,
+        decode_trace: DecodeTrace | None = None,
     ) -> None:
+        """decode_trace: for the steps that it takes."""
         self.model = model
         self.cache = cache
         self.attention = attention
         self.sampler = sampler
         self.num_steps_ahead = num_steps_ahead
+        self._decode_trace = decode_trace
         self._last_tokens: dict[Sequence, int] = {}
 
     def prepare(self) -> None:
-        """Nothing is compiled or captured here."""
+        """Records the decode step, where that is wanted."""
+        if self._decode_trace is not None:
+            self._decode_trace.prepare()
 
     @torch.inference_mode()
     def launch(self, chunks: list[Chunk], watch: LayerWatch | None = None) -> ComputedStep:
         """Computes the chunks."""
-        attention = self.attention.plan(self._layout(chunks))
-        if watch is not None:
-            attention = WatchedAttention(attention, watch)
-        hidden = self.model(self._embeddings(chunks), self._positions(chunks), attention)
-        last_rows = np.cumsum([chunk.num_new_tokens for chunk in chunks]) - 1
-        rows = [row for row, chunk in zip(last_rows.tolist(), chunks, strict=True) if chunk.is_sampled]
         sampled = [chunk.sequence for chunk in chunks if chunk.is_sampled]
         tokens: list[int] = []
-        if sampled:
-            logits = self.model.logits(hidden[torch.tensor(rows, device=hidden.device)])
-            tokens = self.sampler.sample(logits, sampled)
+        if self._decode_trace is not None and watch is None and self._decode_trace.takes(chunks):
+            token_ids = [self._token_ids(chunk)[0] for chunk in chunks]
+            tokens = self.sampler.sample(self._decode_trace.logits(chunks, token_ids), sampled)
+        else:
+            hidden = self._hidden(chunks, watch)
+            if sampled:
+                tokens = self.sampler.sample(self.model.logits(hidden), sampled)
         self._last_tokens = dict(zip(sampled, tokens, strict=True))
         return ComputedStep(
             chunks,
             [self._last_tokens[chunk.sequence] if chunk.is_sampled else None for chunk in chunks],
             self.sampler.take_logprobs(),
         )
+
+    def _hidden(self, chunks: Seq[Chunk], watch: LayerWatch | None) -> Tensor:
+        """Computes the chunks call by call: the hidden state of the last token of each that is sampled."""
+        attention = self.attention.plan(self._layout(chunks))
+        if watch is not None:
+            attention = WatchedAttention(attention, watch)
+        hidden: Tensor = self.model(self._embeddings(chunks), self._positions(chunks), attention)
+        last_rows = np.cumsum([chunk.num_new_tokens for chunk in chunks]) - 1
+        rows = [row for row, chunk in zip(last_rows.tolist(), chunks, strict=True) if chunk.is_sampled]
+        return hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
 
     def _layout(self, chunks: Seq[Chunk]) -> StepLayout:
         return StepLayout(

@@ -49,10 +49,8 @@ def fill_decodes(chunks: Seq[Chunk], page_size: int, rows: Mapping[Sequence, int
     host["sources"][:num] = [
         rows[chunk.sequence] if token < 0 else 0 for chunk, token in zip(chunks, token_ids, strict=True)
     ]
-    host["positions"][:, :num] = np.array([_position(chunk) for chunk in chunks], dtype=np.int64).reshape(-1, 3).T
-    host["slots"][:num] = [
-        chunk.block_table[chunk.start // page_size] * page_size + chunk.start % page_size for chunk in chunks
-    ]
+    host["positions"][:, :num] = np.array([decode_position(chunk) for chunk in chunks], dtype=np.int64).reshape(-1, 3).T
+    host["slots"][:num] = [decode_slot(chunk, page_size) for chunk in chunks]
 
 
 def fill_prefills(chunks: Seq[Chunk], page_size: int, first_row: int, host: Mapping[str, Array]) -> None:
@@ -66,7 +64,13 @@ def fill_prefills(chunks: Seq[Chunk], page_size: int, first_row: int, host: Mapp
         first_row = rows.stop
 
 
-def _position(chunk: Chunk) -> tuple[int, ...]:
+def decode_slot(chunk: Chunk, page_size: int) -> int:
+    """As `slots_of`, of a chunk of one token."""
+    return chunk.block_table[chunk.start // page_size] * page_size + chunk.start % page_size
+
+
+def decode_position(chunk: Chunk) -> tuple[int, ...]:
+    """The mRoPE position of a chunk of one token."""
     sequence = chunk.sequence
     step = chunk.start - sequence.prompt.num_tokens + 1
     if step < 1:

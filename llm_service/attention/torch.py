@@ -55,10 +55,25 @@ class TorchPagedAttention:
         num_pages = -(-max(num_tokens) // page_size)
         # Padding reads page 0, which is masked.
         tables = [(layout.block_tables[index].tolist() + [0] * num_pages)[:num_pages] for index in indices]
-        slots = torch.arange(num_pages * page_size, device=device)
-        is_visible = slots[None, :] < torch.tensor(num_tokens, device=device)[:, None]
         tokens = torch.tensor([token_of_sequence[index] for index in indices], device=device)
-        return _Decodes(tokens, torch.tensor(tables, device=device), is_visible[:, None, None, :])
+        mask = _decode_mask(self.cache, num_pages, torch.tensor(num_tokens, device=device))
+        return _Decodes(tokens, torch.tensor(tables, device=device), mask)
+
+
+def decode_attention(cache: PagedKvCache, slots: Tensor, tables: Tensor, num_tokens: Tensor) -> Attention:
+    """That of a step with one new token each of B sequences, in one group. slots, num_tokens (with the new one): int64
+    [B]; tables: int64 [B, num_pages], filled up with any pages. Nothing of it depends on the values."""
+    return _StepAttention(cache, slots, [_Decodes(slots, tables, _decode_mask(cache, tables.shape[1], num_tokens))])
+
+
+def _decode_mask(cache: PagedKvCache, num_pages: int, num_tokens: Tensor) -> Tensor:
+    """What is added to scores: 0 for the first num_tokens [B], -inf behind, [B, 1, 1, num_pages * page_size].
+
+    Not a mask of booleans: of that every layer would make this one anew.
+    """
+    places = torch.arange(num_pages * cache.page_size, device=num_tokens.device)
+    mask = torch.zeros_like(places, dtype=cache.tensor.dtype)
+    return mask.masked_fill(places >= num_tokens[:, None], -torch.inf)[:, None, None, :]
 
 
 class _Group(Protocol):
@@ -109,11 +124,11 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Decodes:
-    """One new token each of B sequences. tables: [B, num_pages]; is_visible: [B, 1, 1, num_pages * page_size]."""
+    """One new token each of B sequences. tables: [B, num_pages]; mask: [B, 1, 1, num_pages * page_size], added."""
 
     tokens: Tensor
     tables: Tensor
-    is_visible: Tensor
+    mask: Tensor
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
         output[self.tokens] = self.attended(query[self.tokens], keys, values)
@@ -122,10 +137,10 @@ class _Decodes:
         """For the group's own rows of query [B, num_heads, head_dim]: what they attend to, of the same shape."""
         key, value = self._gather(keys), self._gather(values)
         # The query heads that share a KV head take the place of the query tokens: nothing has to be repeated.
-        grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
-        return F.scaled_dot_product_attention(grouped, key, value, attn_mask=self.is_visible).flatten(1, 2)
+        grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
+        return F.scaled_dot_product_attention(grouped, key, value, attn_mask=self.mask).flatten(1, 2)
 
     def _gather(self, pages: Tensor) -> Tensor:
         """Keys or values [B, num_kv_heads, num_pages * page_size, head_dim] of the group's sequences."""
         gathered = pages.index_select(0, self.tables.view(-1))
-        return gathered.view(len(self.tables), -1, *pages.shape[2:]).transpose(1, 2)
+        return gathered.view(self.tables.shape[0], -1, *pages.shape[2:]).transpose(1, 2)
