@@ -29,6 +29,7 @@ from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.config import ModelConfig
 from triptych.models.qwen2_5_vl.fingerprint import model_fingerprint
 from triptych.models.qwen2_5_vl.language import LanguageModel
+from triptych.models.qwen2_5_vl.layers import store_by_columns
 from triptych.models.qwen2_5_vl.quantization import quantize_language_model
 from triptych.models.qwen2_5_vl.sharded import ShardedLanguageModel
 from triptych.models.qwen2_5_vl.sharding import Collectives
@@ -86,6 +87,8 @@ class LoadedModel:
             quantize_language_model(language)
         if isinstance(language, ShardedLanguageModel):
             language.sum_over_ranks()
+        if device.type == "cpu" and dtype is torch.float32:
+            store_by_columns(language)
         return cls(config, language, model_fingerprint(folder), dtype, device)
 
     @property

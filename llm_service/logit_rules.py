@@ -48,6 +48,9 @@ class LogitRules(StopTokens):
 
         Raises InvalidRequest where a form can't go on.
         """
+        self._wanting = []
+        if not any(sequence.is_special or self._banned(sequence) for sequence in sequences):
+            return self._counts.plan([], [])
         fields: dict[str, Array] = {}
         rows = range(len(sequences))
         if formed := [row for row in rows if sequences[row].form is not None]:

@@ -17,6 +17,7 @@ from triptych.models.qwen2_5_vl.checkpoint import CheckpointTensor
 from triptych.models.qwen2_5_vl.config import ModelConfig, TextConfig
 from triptych.models.qwen2_5_vl.language import LanguageModel
 from triptych.models.qwen2_5_vl.quantization import FP8_DTYPE, FP8_MAX, Fp8Linear
+from triptych.models.qwen2_5_vl.rope import full_width
 from triptych.models.qwen2_5_vl.sharded import ShardedLanguageModel, num_sharded_parameters
 from triptych.models.qwen2_5_vl.sharding import shard_config
 from triptych.models.qwen2_5_vl.weights import load_language_model
@@ -175,7 +176,7 @@ def test_logits_of_parts_are_those_of_the_whole(checkpoint: Path) -> None:
     parts = load_parts(checkpoint, 2)
     layers = zip(*(part.layers for part in parts), strict=True)
     states = parts[0].embed(token_ids)
-    rotary = parts[0].rotary.cos_sin(positions)
+    rotary = full_width(*parts[0].rotary.cos_sin(positions))
     for both in layers:
         states = states + sum(
             layer.self_attn(layer.input_layernorm(states), *rotary, DenseCausalAttention([11])) for layer in both

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from triptych.models.qwen2_5_vl.attention import Attention
 from triptych.models.qwen2_5_vl.config import TextConfig
 from triptych.models.qwen2_5_vl.layers import GatedMLP, RMSNorm
-from triptych.models.qwen2_5_vl.rope import RotaryTable, apply_rotary
+from triptych.models.qwen2_5_vl.rope import RotaryTable, apply_rotary, full_width
 
 
 class LanguageModel(nn.Module):
@@ -31,7 +31,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Embeddings [T, hidden] at positions [3, T] int64 to final hidden states [T, hidden], normed."""
-        cos, sin = self.rotary.cos_sin(positions)
+        cos, sin = full_width(*self.rotary.cos_sin(positions))
         hidden = embeddings
         for layer in self.layers:
             hidden = layer(hidden, cos, sin, attention)

@@ -34,3 +34,11 @@ class GatedMLP(nn.Module):
         gate, up = self.gate_up_proj(states).chunk(2, dim=-1)
         output: Tensor = self.down_proj(F.silu(gate) * up)
         return output
+
+
+def store_by_columns(module: nn.Module) -> None:
+    """Lays the weights of all linears out column by column; their shapes stay. On a CPU a float32 weight is read up to
+    twice as fast so when it meets few rows."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            linear.weight.data = linear.weight.data.t().contiguous().t()

@@ -106,11 +106,16 @@ class RotaryTable:
         return angles.cos(), angles.sin()
 
 
-def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates `states` [T, heads, head_dim] by cos and sin [T, head_dim / 2], pairing value i with i + head_dim / 2.
+def full_width(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, head_dim / 2] as `apply_rotary` takes them, once for all layers: [T, 1, head_dim]."""
+    return torch.cat((cos, cos), dim=-1)[:, None, :], torch.cat((-sin, sin), dim=-1)[:, None, :]
+
+
+def apply_rotary(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Rotates `states` [T, heads, head_dim] by angles of `full_width`, pairing value i with i + head_dim / 2.
 
     Computed in float32 and returned in the dtype of `states`.
     """
-    first, second = states.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
+    wide = states.float()
+    partners = wide.roll(states.shape[-1] // 2, dims=-1)
+    return torch.addcmul(wide * cos, partners, signed_sin).to(states.dtype)

@@ -10,7 +10,7 @@ from triptych.errors import ModelError
 from triptych.models.qwen2_5_vl.config import VisionConfig
 from triptych.models.qwen2_5_vl.grid import Grid
 from triptych.models.qwen2_5_vl.layers import GatedMLP, RMSNorm
-from triptych.models.qwen2_5_vl.rope import apply_rotary
+from triptych.models.qwen2_5_vl.rope import apply_rotary, full_width
 from triptych.models.qwen2_5_vl.vision.attention import SegmentedAttention, VisionAttention
 from triptych.models.qwen2_5_vl.vision.layout import LayoutCache
 from triptych.models.qwen2_5_vl.vision.segments import Segments
@@ -40,11 +40,12 @@ class VisionTower(nn.Module):
         check_patches(patches, grids, self.config)
         cell_size = self.config.spatial_merge_size**2
         layout = self.layouts.packed(grids, patches.device)
+        cos, sin = full_width(layout.cos, layout.sin)
         hidden = self.patch_embed(patches)
         hidden = hidden.unflatten(0, (-1, cell_size))[layout.window_order].flatten(0, 1)
         for index, block in enumerate(self.blocks):
             segments = layout.frames if index in self.config.fullatt_block_indexes else layout.windows
-            hidden = block(hidden, layout.cos, layout.sin, segments, self.attention)
+            hidden = block(hidden, cos, sin, segments, self.attention)
         embeddings: Tensor = self.merger(hidden)[layout.original_order]
         return embeddings
 
@@ -66,7 +67,7 @@ def activation_bytes(config: VisionConfig, num_patches: int, dtype: torch.dtype)
     mlp = config.hidden_size * 2 + config.intermediate_size * 5
     attention = config.hidden_size * 8
     wide_bytes = config.hidden_size * 4 * torch.float32.itemsize
-    table_bytes = config.head_dim * torch.float32.itemsize + 4 * torch.int64.itemsize
+    table_bytes = 3 * config.head_dim * torch.float32.itemsize + 4 * torch.int64.itemsize
     per_patch = (config.patch_dim + max(mlp, attention)) * dtype.itemsize + wide_bytes + table_bytes
     return num_patches * per_patch
 
