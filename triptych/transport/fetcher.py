@@ -135,8 +135,10 @@ class TensorFetcher:
 
     def _note_failure(self, lane: str, failure: LaneFailure, ticket: Ticket) -> None:
         self._ledger.note_failure(lane)
+        # Not the error itself: who keeps the record would keep its frames, and with them the tensor that came after.
+        reason = failure.error.message
         if failure.is_passing:
-            logger.info("lane %s could not take ticket %s: %s", lane, ticket.ticket_id, failure)
+            logger.info("lane %s could not take ticket %s: %s", lane, ticket.ticket_id, reason)
             return
         pause_s = self._memory.note_failure(ticket.producer_id, lane)
-        logger.warning("lane %s to %s failed and is left out for %g s: %s", lane, ticket.producer_id, pause_s, failure)
+        logger.warning("lane %s to %s failed and is left out for %g s: %s", lane, ticket.producer_id, pause_s, reason)
