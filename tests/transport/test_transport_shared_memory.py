@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from triptych.errors import ConfigurationError, IntegrityError, Overloaded, Unavailable
 from triptych.transport.extents import Extent
-from triptych.transport.shared_memory import SharedMemorySlab, sweep_dead_slabs
+from triptych.transport.shared_memory import _MADV_POPULATE_WRITE, SharedMemorySlab, sweep_dead_slabs
 from triptych.transport.slab_layout import STAMP_BYTES
 from triptych.transport.slab_reader import SlabPiece, copy_out, read_in_place
 from triptych.transport.ticket import TensorSpec
@@ -180,6 +180,34 @@ def test_no_memory_left_is_overloaded_not_a_crash(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(Overloaded, match=r"transport\.shared_memory_bytes"):
         slab.write(slab.allocate(10), torch.zeros(10, dtype=torch.uint8))
+    slab.close()
+
+
+def resident_bytes(path: Path) -> int:
+    """How much of the mappings of `path` this process can touch without a page fault."""
+    lines, is_ours, found = Path("/proc/self/smaps").read_text().splitlines(), False, 0
+    for line in lines:
+        first = line.split()[0]
+        if not first.endswith(":"):
+            is_ours = line.endswith(str(path))
+        elif is_ours and first == "Rss:":
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+def test_pages_are_mapped_when_they_are_backed_and_no_sooner(tmp_path: Path) -> None:
+    slab = SharedMemorySlab("encoder-1", 256 * PAGE, tmp_path)
+    try:
+        slab._memory.madvise(_MADV_POPULATE_WRITE, 0, PAGE)
+    except OSError:
+        slab.close()
+        pytest.skip("this kernel can't map pages on demand (before Linux 5.14)")
+    first, second = slab.allocate(100 * PAGE - STAMP_BYTES), slab.allocate(60 * PAGE - STAMP_BYTES)
+    assert resident_bytes(tmp_path / slab.name) == PAGE
+    slab.write(first, bytes_of(1))
+    assert resident_bytes(tmp_path / slab.name) == 100 * PAGE
+    slab.write(second, bytes_of(1))
+    assert resident_bytes(tmp_path / slab.name) == 160 * PAGE
     slab.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -32,13 +33,22 @@ def byte_array(tensor: torch.Tensor) -> ByteArray:
     return byte_tensor(tensor).numpy()
 
 
-def copy_bytes(source: ByteArray, target: ByteArray, has_checksum: bool) -> int | None:
+def copy_plainly(source: ByteArray, target: ByteArray) -> None:
+    np.copyto(target, source)
+
+
+def copy_bytes(
+    source: ByteArray,
+    target: ByteArray,
+    has_checksum: bool,
+    copy: Callable[[ByteArray, ByteArray], None] = copy_plainly,
+) -> int | None:
     """Copy bytes between arrays of one length; returns the crc32 of what then stands in `target`, if wanted.
 
-    Block by block then, so that the checksum reads from the processor's cache.
+    Block by block then, so that the checksum reads from the processor's cache; without one it is up to `copy`.
     """
     if not has_checksum:
-        np.copyto(target, source)
+        copy(source, target)
         return None
     crc32 = 0
     for start in range(0, len(source), COPY_BLOCK_BYTES):
@@ -55,7 +65,8 @@ async def run_copy(num_bytes: int, function: Callable[P, T], *args: P.args, **kw
     """
     if num_bytes < INLINE_COPY_BYTES:
         return function(*args, **kwargs)
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    # Handed over at once; `asyncio.to_thread` would wait for the loop's next turn.
+    work = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

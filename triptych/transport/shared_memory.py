@@ -13,6 +13,7 @@ import logging
 import mmap
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from triptych.transport.device_copy import DeviceCopies
 from triptych.transport.extents import Extent, ExtentAllocator
 from triptych.transport.host import SHARED_MEMORY_FOLDER
 from triptych.transport.lanes import LANE_MEMORY_FIELD
+from triptych.transport.parallel_copy import ParallelCopy
 from triptych.transport.range_lock import try_lock, unlock
 from triptych.transport.slab_layout import SLAB_NAME, SLAB_PREFIX, STAMP, STAMP_BYTES
 from triptych.transport.slab_reader import SlabPiece
@@ -31,6 +33,9 @@ from triptych.transport.slab_reader import SlabPiece
 logger = logging.getLogger(__name__)
 
 _NO_STAMP = 0
+# Two cores copy 16 MiB in half the time of one; more are the business of the work beside it.
+_NUM_COPY_THREADS = 2
+_MADV_POPULATE_WRITE = 23
 
 
 class SharedMemorySlab:
@@ -60,6 +65,7 @@ class SharedMemorySlab:
             os.close(self._file)
             raise
         self._copies = DeviceCopies()
+        self._parallel = ParallelCopy(_NUM_COPY_THREADS)
         self._stamps = itertools.count(_NO_STAMP + 1)
         self._lent: list[Extent] = []
         self._backing = threading.Lock()
@@ -94,7 +100,7 @@ class SharedMemorySlab:
         offset = extent.offset + STAMP_BYTES
         target = np.frombuffer(self._memory, np.uint8, tensor.nbytes, offset)
         on_host = tensor.contiguous() if tensor.device.type == "cpu" else self._copies.to_host(tensor)
-        crc32 = copy_bytes(byte_array(on_host), target, has_checksum)
+        crc32 = copy_bytes(byte_array(on_host), target, has_checksum, self._parallel.copy)
         stamp = next(self._stamps)
         STAMP.pack_into(self._memory, extent.offset, stamp)
         return SlabPiece(self.name, offset, tensor.nbytes, stamp), crc32
@@ -112,7 +118,13 @@ class SharedMemorySlab:
                 if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                     raise
                 raise _full(f"slab {self.name}: {SHARED_MEMORY_FOLDER} has no {missing} bytes left") from None
+            self._map_pages(self._num_backed, missing)
             self._num_backed = extent.end
+
+    def _map_pages(self, offset: int, num_bytes: int) -> None:
+        """At once, in a quarter of the time that faults take one by one; not every kernel can."""
+        with suppress(OSError):
+            self._memory.madvise(_MADV_POPULATE_WRITE, offset, num_bytes)
 
     def _take_back(self) -> None:
         """Free the lent pieces that nobody reads. Their stamps go first: whoever comes later must not read them."""
@@ -133,6 +145,7 @@ class SharedMemorySlab:
         self._path.unlink(missing_ok=True)
         os.close(self._file)
         self._file = -1
+        self._parallel.close()
         try:
             self._memory.close()
         except BufferError:

@@ -17,6 +17,7 @@ from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
 from triptych.transport.copying import run_copy
 from triptych.transport.fetch_call import open_fetch
+from triptych.transport.landing import landing_memory
 from triptych.transport.lanes import LANE_FIELD, Arrival, FetchOrder, LaneFailure, Write
 from triptych.transport.shared_memory import SharedMemorySlab
 from triptych.transport.slab_reader import SlabPiece, copy_out, read_in_place
@@ -101,7 +102,7 @@ class ShmConsumerLane:
                 if handle.may_stay and crc32 is None:
                     tensor = read_in_place(piece, spec)
                 else:
-                    tensor = torch.empty(spec.shape, dtype=spec.dtype)
+                    tensor = landing_memory(spec)
                     await run_copy(spec.num_bytes, copy_out, piece, crc32, tensor)
             except (Unavailable, IntegrityError) as error:
                 raise LaneFailure(error) from None
