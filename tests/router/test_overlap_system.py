@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ONE_OF_EACH, ONE_OF_TWO, TWO_ENCODERS, InProcessSystem, Topology
+from harness import COLOCATED, ONE_OF_EACH, ONE_OF_TWO, TWO_ENCODERS, InProcessSystem, Topology
 from PIL import Image
 from torch import Tensor
 
@@ -69,6 +69,22 @@ async def test_the_same_tokens_with_and_without_overlap(random_model_folder: Pat
     async with InProcessSystem(random_model_folder, topology, **values(overlaps=True)) as system:
         assert await ask_all(system) == expected
         assert await ask_all(system) == expected, "from caches"
+        await system.wait_until_nothing_is_held()
+
+
+@pytest.mark.parametrize("lane", ["shm", "grpc"])
+async def test_pages_in_groups_of_layers_give_the_tokens_of_a_colocated_actor(
+    random_model_folder: Path, lane: str
+) -> None:
+    async with InProcessSystem(random_model_folder, COLOCATED, **values(overlaps=False)) as system:
+        expected = await ask_all(system)
+    small = values(overlaps=True)
+    small["transport"] |= {"kv_layer_groups": 2, "lanes": (lane,)}
+    async with InProcessSystem(random_model_folder, ONE_OF_EACH, **small) as system:
+        assert await ask_all(system) == expected
+        assert await ask_all(system) == expected, "from caches"
+        answer = await system.client.ask("count to three", **LONG)
+        assert answer.token_ids == expected[2] and answer.route.kv_lane == lane
         await system.wait_until_nothing_is_held()
 
 
