@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from triptych.errors import ModelError
 from triptych.models.qwen2_5_vl.checkpoint import half_of_checkpoint, listed
@@ -87,9 +89,21 @@ def _language_model(config: ModelConfig, collectives: Collectives | None) -> Lan
     return LanguageModel(config.text) if collectives is None else ShardedLanguageModel(config.text, collectives)
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Draws no first values for parameters: on the device meta there is nothing to fill, and torch would import its
+    compiler to find that out, which takes as long as the rest of an actor's start."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _on_meta(build: Callable[[], Half]) -> Half:
     """Shapes alone: nothing is allocated or initialised twice."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutValues():
         return build()
 
 
