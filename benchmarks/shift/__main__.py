@@ -1,9 +1,10 @@
 """Stages that scale by themselves under a load that shifts, beside fixed ones: `python -m benchmarks.shift --seed 1`.
 
 Three runs of the same trace, one after the other, each on fresh actors of the small model: by the policy, fixed at one
-actor a stage, fixed at the most that the policy may have. Time and rates are for a machine with two cores: an actor is
-to be used to an eighth only, so that three of a stage fit, and a decode actor has room for few answers, as a GPU's
-memory would limit it. SLO attainment is by the settings below.
+actor a stage, fixed at the most that the policy may have. An actor is to be a device with a rate of its own: each has a
+share of a core, whatever else runs. What requests cost a stage is measured first, and the rates of the trace are set by
+that: every phase comes to its height at so many actors of one stage. A decode actor has room for few answers, as a
+GPU's memory would limit it. SLO attainment is by the settings below.
 """
 
 from __future__ import annotations
@@ -14,40 +15,59 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.actor_shares.calibration import cpu_s_per_request
 from benchmarks.shift.figures import figures
 from benchmarks.shift.run import STAGES, run_trace
-from benchmarks.shift.trace import make_trace, phases
+from benchmarks.shift.trace import (
+    LONG_ANSWERS,
+    PICTURE_PATCHES,
+    PICTURES,
+    REST,
+    TEXT,
+    make_trace,
+    phases,
+    some_messages,
+)
 from router.control.cluster import Cluster
+from router.control.membership import StageName
+from router.server import RouterServer
+from triptych.client import AsyncClient
 from triptych.config import DeploymentConfig
 from triptych.config.scaling import ScalingSection
 
 MOST = 3
+# Of a core, for each actor; and how many actors' work comes at the height of a phase.
+SHARE = 0.15
+HEIGHT = 1.7
+_REST_PER_S = 0.5
+_SAMPLES = 8
 SCALING: dict[str, Any] = {
-    "interval_s": 0.5,
-    "ttft_s": 0.4,
-    "tpot_s": 0.015,
-    "target_utilization": 0.125,
-    "smoothing_s": 3.0,
-    "start_s": 5.0,
+    "interval_s": 1.0,
+    "ttft_s": 2.0,
+    "tpot_s": 0.08,
+    "target_utilization": 0.35,
+    "smoothing_s": 1.5,
+    "start_s": 4.0,
     "up_cooldown_s": 3.0,
     "down_cooldown_s": 8.0,
-    "down_window_s": 12.0,
+    "down_window_s": 10.0,
 }
-# Until it was measured: less than any machine does, so that the first seconds of a load are no reason to grow.
-FIRST_WORK_PER_S = {"encoder": 20_000.0, "prefill": 10_000.0}
-MAX_STREAMS = 3
+MAX_STREAMS = 8
+# The stage that a phase is for.
+STAGE_OF = {TEXT: StageName.PREFILL, PICTURES: StageName.ENCODER, LONG_ANSWERS: StageName.DECODE}
 
 
-def configuration(fewest: int, most: int) -> DeploymentConfig:
-    """Stages between `fewest` and `most` actors; fixed where these are equal."""
+def configuration(fewest: int, most: int, work_per_s: Mapping[str, float]) -> DeploymentConfig:
+    """Stages between `fewest` and `most` actors; fixed where these are equal. work_per_s: of one encoder or prefill
+    actor, as an operator has measured it; the policy goes by its own measurements once there are some."""
     stage_names = [str(stage) for stage in STAGES]
     bounds: dict[str, dict[str, Any]] = {name: {"min_actors": fewest, "max_actors": most} for name in stage_names}
-    for name, work_per_s in FIRST_WORK_PER_S.items():
-        bounds[name]["work_per_s"] = work_per_s
+    for name, work in work_per_s.items():
+        bounds[name]["work_per_s"] = work
     bounds["decode"]["max_streams"] = MAX_STREAMS
     stages: dict[str, dict[str, Any]] = {name: {"replicas": fewest, "num_cpus": 0.1} for name in stage_names}
     stages["decode"]["max_running_requests"] = MAX_STREAMS
@@ -64,18 +84,45 @@ def configuration(fewest: int, most: int) -> DeploymentConfig:
     )
 
 
-async def measure(seed: int, scale: float, save: Callable[[dict[str, Any]], None]) -> None:
-    """The three runs. Prints and saves each as it ends."""
-    shift = phases(scale)
-    seconds = sum(phase.seconds for phase in shift)
-    trace = make_trace(shift, seed)
-    print(f"{len(trace)} requests in {seconds:.0f} s, three times", flush=True)
-    rows = {}
-    with Cluster.open(configuration(1, MOST)) as cluster:
+async def calibrate(cluster: Cluster, seed: int) -> dict[str, float]:
+    """Requests a second that one actor of the phase's stage can do, by phase."""
+    nothing = phases({TEXT: 1.0, PICTURES: 1.0, LONG_ANSWERS: 1.0, REST: 1.0})
+    server, rates = RouterServer(configuration(1, 1, {}), cluster), {}
+    try:
+        async with AsyncClient(await server.start(), timeout_s=60.0) as client:
+            for phase in nothing[:-1]:
+                num_at_once = MAX_STREAMS if phase.name == LONG_ANSWERS else 1
+                messages = some_messages(phase, _SAMPLES + 1, seed)
+                cost = await cpu_s_per_request(client, messages, phase.max_tokens, num_at_once)
+                rates[phase.name] = SHARE / cost[STAGE_OF[phase.name]]
+                costs = "  ".join(f"{stage} {1e3 * seconds:.1f}" for stage, seconds in cost.items() if seconds)
+                print(f"{phase.name:<13} CPU ms a request: {costs}", flush=True)
+    finally:
+        await server.stop()
+    return rates
+
+
+async def measure(seed: int, scale: float, names: Sequence[str], save: Callable[[dict[str, Any]], None]) -> None:
+    """The runs of these names. Prints and saves each as it ends."""
+    rows: dict[str, Any] = {}
+    with Cluster.open(configuration(1, MOST, {})) as cluster:
+        one_actor = await calibrate(cluster, seed)
+        shift = phases({name: HEIGHT * rate for name, rate in one_actor.items()} | {REST: _REST_PER_S}, scale)
+        seconds = sum(phase.seconds for phase in shift)
+        trace = make_trace(shift, seed)
+        rates = ", ".join(f"{phase.name} {phase.requests_per_s:.2f}" for phase in shift)
+        print(f"{len(trace)} requests in {seconds:.0f} s; at the height a second: {rates}", flush=True)
+        work_per_s = {
+            "encoder": one_actor[PICTURES] * PICTURE_PATCHES * shift[1].num_pictures,
+            "prefill": one_actor[TEXT] * shift[0].num_words,
+        }
         for name, fewest, most in (("policy", 1, MOST), ("fixed-1", 1, 1), (f"fixed-{MOST}", MOST, MOST)):
-            config = configuration(fewest, most)
-            run = await run_trace(config, cluster, trace, seconds)
+            if name not in names:
+                continue
+            config = configuration(fewest, most, work_per_s)
+            run = await run_trace(config, cluster, trace, seconds, SHARE)
             rows[name] = row = figures(run, config.scaling)
+            row["heights_per_s"] = {phase.name: round(phase.requests_per_s, 3) for phase in shift}
             print_row(name, row)
             save(rows)
 
@@ -101,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="of the phases' lengths")
+    parser.add_argument("--only", nargs="+", default=["policy", "fixed-1", f"fixed-{MOST}"], help="runs, by name")
     parser.add_argument("--output", type=Path, help="JSON report")
     arguments = parser.parse_args()
 
@@ -116,6 +164,8 @@ def main() -> None:
                 "num_cores": os.cpu_count(),
                 # Above the number of cores others worked there as well.
                 "load_average_1_min": round(os.getloadavg()[0], 2),
+                "share_of_a_core": SHARE,
+                "height_in_actors": HEIGHT,
                 "settings": ScalingSection(**SCALING).model_dump(),
             },
             "rows": {
@@ -125,7 +175,7 @@ def main() -> None:
         }
         arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    asyncio.run(measure(arguments.seed, arguments.scale, save))
+    asyncio.run(measure(arguments.seed, arguments.scale, arguments.only, save))
 
 
 if __name__ == "__main__":

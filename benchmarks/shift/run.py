@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from benchmarks.actor_shares.actor_shares import ActorShares
 from benchmarks.shift.trace import ShiftRequest
 from router.control.cluster import Cluster
 from router.control.membership import StageName
@@ -17,6 +18,8 @@ from triptych.errors import TriptychError
 
 STAGES = (StageName.ENCODER, StageName.PREFILL, StageName.DECODE)
 _LOOK_S = 0.1
+# Longer than any queue here.
+_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Served:
     tpot_s: float | None = None
     attempts: int = 0
     error: str = ""
+    total_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,13 @@ class Run:
     seconds: float = 0.0
 
 
-async def run_trace(config: DeploymentConfig, cluster: Cluster, trace: Sequence[ShiftRequest], seconds: float) -> Run:
-    """Brings the system up, sends the trace as it is timed, and takes it down."""
+async def run_trace(
+    config: DeploymentConfig, cluster: Cluster, trace: Sequence[ShiftRequest], seconds: float, share: float
+) -> Run:
+    """Brings the system up, sends the trace as it is timed, and takes it down. share: of a core, for each actor."""
     server, run = RouterServer(config, cluster), Run()
     try:
-        async with AsyncClient(await server.start(), timeout_s=60.0) as client:
+        async with AsyncClient(await server.start(), timeout_s=_TIMEOUT_S) as client, ActorShares(client, share):
             await client.ask("Warm up.", max_tokens=2)
             begin_s = time.monotonic()
             watching = asyncio.create_task(_watch(server, run, begin_s))
@@ -84,6 +90,7 @@ async def _serve(client: AsyncClient, request: ShiftRequest, begin_s: float) -> 
         timings.time_to_first_token_s,
         stream_s / num_later if num_later > 0 else None,
         answer.route.attempts,
+        total_s=timings.total_s,
     )
 
 

@@ -1,9 +1,9 @@
-"""Requests from a seed: long prompts, then many pictures, then long answers, long prompts again, and a rest."""
+"""Requests from a seed: long prompts, then many pictures, then long answers, and a rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from random import Random
 
 from triptych.client import image, user
@@ -12,11 +12,16 @@ from triptych.v1 import inference_pb2
 
 _WORDS = ("red", "blue", "green", "one", "two", "three", "circle", "square", "triangle", "left", "right", "above")
 _PICTURE_SIZE = (336, 224)
+# Of 14 by 14 pixels.
+PICTURE_PATCHES = 24 * 16
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What requests of one phase look like, and how many come in a second (Poisson)."""
+    """What requests of one phase look like, and how many come in a second (Poisson).
+
+    requests_per_s is reached after up_s and left down_s before the phase's end, both in a straight line from nothing.
+    """
 
     name: str
     seconds: float
@@ -24,6 +29,14 @@ class Phase:
     num_words: int = 8
     num_pictures: int = 0
     max_tokens: int = 8
+    up_s: float = 0.0
+    down_s: float = 0.0
+
+    def part_at(self, second: float) -> float:
+        """Of requests_per_s, so long after the phase began."""
+        up = second / self.up_s if self.up_s else 1.0
+        down = (self.seconds - second) / self.down_s if self.down_s else 1.0
+        return max(0.0, min(1.0, up, down))
 
 
 @dataclass(frozen=True)
@@ -34,15 +47,26 @@ class ShiftRequest:
     max_tokens: int
 
 
-def phases(scale: float = 1.0) -> list[Phase]:
-    """scale: of the phases' lengths. The rates are such that two cores are busy for about half of the time."""
-    return [
-        Phase("text", 35.0 * scale, 5.0, num_words=480),
-        Phase("pictures", 40.0 * scale, 2.2, num_pictures=8),
-        Phase("long answers", 40.0 * scale, 2.4, max_tokens=400),
-        Phase("text again", 30.0 * scale, 5.0, num_words=480),
-        Phase("rest", 25.0 * scale, 0.5),
+TEXT, PICTURES, LONG_ANSWERS, REST = "text", "pictures", "long answers", "rest"
+
+
+def phases(requests_per_s: Mapping[str, float], scale: float = 1.0) -> list[Phase]:
+    """requests_per_s: of each phase at its height. scale: of the phases' lengths."""
+    hills = [
+        Phase(TEXT, 48.0 * scale, requests_per_s[TEXT], num_words=480, max_tokens=1),
+        Phase(PICTURES, 48.0 * scale, requests_per_s[PICTURES], num_pictures=4, max_tokens=1),
+        Phase(LONG_ANSWERS, 48.0 * scale, requests_per_s[LONG_ANSWERS], max_tokens=120),
     ]
+    return [
+        *(replace(hill, up_s=34.0 * scale, down_s=5.0 * scale) for hill in hills),
+        Phase(REST, 20.0 * scale, requests_per_s[REST], max_tokens=1),
+    ]
+
+
+def some_messages(phase: Phase, num_messages: int, seed: int) -> list[inference_pb2.ChatMessage]:
+    """Of requests like those of the phase, and none of them."""
+    random = Random(f"others {seed}")
+    return [_message(phase, random) for _ in range(num_messages)]
 
 
 def make_trace(shift: list[Phase], seed: int) -> list[ShiftRequest]:
@@ -60,7 +84,9 @@ def make_trace(shift: list[Phase], seed: int) -> list[ShiftRequest]:
 def _arrivals(begin_s: float, phase: Phase, random: Random) -> Iterator[float]:
     at_s = begin_s + random.expovariate(phase.requests_per_s)
     while at_s < begin_s + phase.seconds:
-        yield at_s
+        # Thinned: of those at the height of the phase as many as are to come now.
+        if random.random() < phase.part_at(at_s - begin_s):
+            yield at_s
         at_s += random.expovariate(phase.requests_per_s)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.shift.figures import figures, flaps
 from benchmarks.shift.run import Change, Run, Served, _with_ready
-from benchmarks.shift.trace import Phase, make_trace
+from benchmarks.shift.trace import Phase, make_trace, phases
 from router.control.membership import StageName
 from triptych.config.scaling import ScalingSection
 
@@ -45,3 +45,20 @@ def test_a_late_or_failed_answer_is_not_in_time() -> None:
     ]
     row = figures(Run(served), SETTINGS)
     assert (row["attained"], row["num_failed"], row["num_begun_again"]) == (0.25, 1, 1)
+
+
+def test_a_phase_rises_holds_and_falls() -> None:
+    phase = Phase("text", 20.0, 30.0, num_words=1, up_s=10.0, down_s=5.0)
+    assert [phase.part_at(second) for second in (0.0, 5.0, 10.0, 15.0, 17.5, 20.0)] == [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    times = [request.at_s for request in make_trace([phase], 3)]
+    early = sum(at_s < 5.0 for at_s in times)
+    held = sum(10.0 <= at_s < 15.0 for at_s in times)
+    # 37.5 and 150 are expected.
+    assert 0 < early < held / 2
+
+
+def test_the_height_is_what_was_asked_for() -> None:
+    heights = {"text": 4.0, "pictures": 3.0, "long answers": 2.0, "rest": 0.5}
+    shift = phases(heights, scale=0.5)
+    assert {phase.name: phase.requests_per_s for phase in shift} == heights
+    assert all(phase.up_s + phase.down_s < phase.seconds for phase in shift)
