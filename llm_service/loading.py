@@ -11,7 +11,6 @@ from typing import cast
 import torch
 
 from llm_service.attention import build_attention, choose_attention
-from llm_service.decode_trace import DecodeTrace
 from llm_service.device_defaults import resolve_section
 from llm_service.engine import Engine, StepOutput
 from llm_service.kv_cache import PagedKvCache, PageShape, PageStore
@@ -24,6 +23,7 @@ from llm_service.parallel.runner import ParallelRunner
 from llm_service.runner import Progress, Runner
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler
+from llm_service.step_trace import StepTrace
 from triptych.config import LanguageSection, ModelSection, Quantization
 from triptych.errors import ConfigurationError
 from triptych.models.qwen2_5_vl.config import ModelConfig
@@ -156,8 +156,8 @@ def build_runner(
         sampler = Sampler(model.config.eos_token_ids)
         # On a GPU calls are made ahead of the device; between ranks they can't be recorded.
         is_recorded = model.device.type == "cpu" and not isinstance(model.language, ShardedLanguageModel)
-        trace = DecodeTrace(model.language, cache) if is_recorded else None
-        return ModelRunner(model.language, cache, build_attention(name, cache), sampler, decode_trace=trace)
+        trace = StepTrace(model.language, cache) if is_recorded else None
+        return ModelRunner(model.language, cache, build_attention(name, cache), sampler, trace=trace)
     # Triton is an optional package, and slow to import.
     from llm_service.fused_runner import FusedModelRunner
     from llm_service.fused_sampler import FusedSampler

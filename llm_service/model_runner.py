@@ -11,7 +11,6 @@ from torch import Tensor
 
 from llm_service.attention.base import PagedAttention, StepLayout
 from llm_service.attention.watched import WatchedAttention
-from llm_service.decode_trace import DecodeTrace
 from llm_service.kv_cache import PagedKvCache
 from llm_service.logprobs import StepLogprobs, TokenLogprob
 from llm_service.runner import LayerWatch
@@ -19,6 +18,7 @@ from llm_service.sampler import Sampler
 from llm_service.scheduler import Chunk
 from llm_service.sequence import PENDING_TOKEN, Sequence
 from llm_service.step_inputs import lay_over_media, slots_of
+from llm_service.step_trace import StepTrace
 from triptych.models.qwen2_5_vl.language import LanguageModel
 
 
@@ -47,34 +47,32 @@ class ModelRunner:
         attention: PagedAttention,
         sampler: Sampler,
         num_steps_ahead: int = 0,
-        decode_trace: DecodeTrace | None = None,
+        trace: StepTrace | None = None,
     ) -> None:
-        """decode_trace: for the steps that it takes."""
+        """trace: for all steps that nobody watches."""
         self.model = model
         self.cache = cache
         self.attention = attention
         self.sampler = sampler
         self.num_steps_ahead = num_steps_ahead
-        self._decode_trace = decode_trace
+        self._trace = trace
         self._last_tokens: dict[Sequence, int] = {}
 
     def prepare(self) -> None:
-        """Records the decode step, where that is wanted."""
-        if self._decode_trace is not None:
-            self._decode_trace.prepare()
+        """Records steps, where that is wanted."""
+        if self._trace is not None:
+            self._trace.prepare()
 
     @torch.inference_mode()
     def launch(self, chunks: list[Chunk], watch: LayerWatch | None = None) -> ComputedStep:
         """Computes the chunks."""
         sampled = [chunk.sequence for chunk in chunks if chunk.is_sampled]
-        tokens: list[int] = []
-        if self._decode_trace is not None and watch is None and self._decode_trace.takes(chunks):
-            token_ids = [self._token_ids(chunk)[0] for chunk in chunks]
-            tokens = self.sampler.sample(self._decode_trace.logits(chunks, token_ids), sampled)
+        token_ids = [self._token_ids(chunk) for chunk in chunks]
+        if self._trace is not None and watch is None:
+            logits = self._trace.logits(chunks, token_ids)
         else:
-            hidden = self._hidden(chunks, watch)
-            if sampled:
-                tokens = self.sampler.sample(self.model.logits(hidden), sampled)
+            logits = self.model.logits(self._hidden(chunks, token_ids, watch))
+        tokens = self.sampler.sample(logits, sampled) if sampled else []
         self._last_tokens = dict(zip(sampled, tokens, strict=True))
         return ComputedStep(
             chunks,
@@ -82,12 +80,12 @@ class ModelRunner:
             self.sampler.take_logprobs(),
         )
 
-    def _hidden(self, chunks: Seq[Chunk], watch: LayerWatch | None) -> Tensor:
+    def _hidden(self, chunks: Seq[Chunk], token_ids: Seq[Seq[int]], watch: LayerWatch | None) -> Tensor:
         """Computes the chunks call by call: the hidden state of the last token of each that is sampled."""
         attention = self.attention.plan(self._layout(chunks))
         if watch is not None:
             attention = WatchedAttention(attention, watch)
-        hidden: Tensor = self.model(self._embeddings(chunks), self._positions(chunks), attention)
+        hidden: Tensor = self.model(self._embeddings(chunks, token_ids), self._positions(chunks), attention)
         last_rows = np.cumsum([chunk.num_new_tokens for chunk in chunks]) - 1
         rows = [row for row, chunk in zip(last_rows.tolist(), chunks, strict=True) if chunk.is_sampled]
         return hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
@@ -105,10 +103,10 @@ class ModelRunner:
         positions = [chunk.sequence.positions(chunk.start, chunk.end) for chunk in chunks]
         return torch.from_numpy(np.concatenate(positions, axis=1)).to(self.cache.device)
 
-    def _embeddings(self, chunks: Seq[Chunk]) -> Tensor:
+    def _embeddings(self, chunks: Seq[Chunk], token_ids: Seq[Seq[int]]) -> Tensor:
         """Token embeddings [T, hidden], with the tower's rows laid over the placeholders."""
-        token_ids = [token for chunk in chunks for token in self._token_ids(chunk)]
-        embeddings = self.model.embed(torch.tensor(token_ids, device=self.cache.device))
+        packed = [token for of_chunk in token_ids for token in of_chunk]
+        embeddings = self.model.embed(torch.tensor(packed, device=self.cache.device))
         first_row = 0
         for chunk in chunks:
             lay_over_media(embeddings, chunk, first_row)

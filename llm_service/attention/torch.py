@@ -46,8 +46,8 @@ class TorchPagedAttention:
         device = self.cache.device
         pages = torch.tensor(layout.block_tables[index][:num_pages].tolist(), device=device)
         query_positions = torch.arange(num_tokens - num_new, num_tokens, device=device)
-        is_visible = torch.arange(num_tokens, device=device)[None, :] <= query_positions[:, None]
-        return _Chunk(first_token, first_token + num_new, num_tokens, pages, is_visible)
+        rows = slice(first_token, first_token + num_new)
+        return _Chunk(rows, pages, _mask(self.cache, num_pages, query_positions + 1))
 
     def _plan_decodes(self, layout: StepLayout, indices: list[int], token_of_sequence: list[int]) -> _Decodes:
         device, page_size = self.cache.device, self.cache.page_size
@@ -56,24 +56,31 @@ class TorchPagedAttention:
         # Padding reads page 0, which is masked.
         tables = [(layout.block_tables[index].tolist() + [0] * num_pages)[:num_pages] for index in indices]
         tokens = torch.tensor([token_of_sequence[index] for index in indices], device=device)
-        mask = _decode_mask(self.cache, num_pages, torch.tensor(num_tokens, device=device))
-        return _Decodes(tokens, torch.tensor(tables, device=device), mask)
+        mask = _mask(self.cache, num_pages, torch.tensor(num_tokens, device=device))
+        return _Decodes(tokens, torch.tensor(tables, device=device), mask[:, None, None, :])
 
 
 def decode_attention(cache: PagedKvCache, slots: Tensor, tables: Tensor, num_tokens: Tensor) -> Attention:
     """That of a step with one new token each of B sequences, in one group. slots, num_tokens (with the new one): int64
-    [B]; tables: int64 [B, num_pages], filled up with any pages. Nothing of it depends on the values."""
-    return _StepAttention(cache, slots, [_Decodes(slots, tables, _decode_mask(cache, tables.shape[1], num_tokens))])
+    [B]; tables: int64 [B, num_pages], filled up with any pages. Which calls it makes does not depend on the values."""
+    mask = _mask(cache, tables.shape[1], num_tokens)
+    return _StepAttention(cache, slots, [_Decodes(slots, tables, mask[:, None, None, :])])
 
 
-def _decode_mask(cache: PagedKvCache, num_pages: int, num_tokens: Tensor) -> Tensor:
-    """What is added to scores: 0 for the first num_tokens [B], -inf behind, [B, 1, 1, num_pages * page_size].
+def chunk_attention(cache: PagedKvCache, slots: Tensor, pages: Tensor, places: Tensor) -> Attention:
+    """That of a step with new tokens of one sequence. slots, places (in the sequence): int64 [T]; pages: int64
+    [num_pages], all that hold tokens. Which calls it makes does not depend on the values."""
+    return _StepAttention(cache, slots, [_Chunk(slice(None), pages, _mask(cache, pages.shape[0], places + 1))])
+
+
+def _mask(cache: PagedKvCache, num_pages: int, num_tokens: Tensor) -> Tensor:
+    """What is added to scores: 0 for the first num_tokens [N], -inf behind, [N, num_pages * page_size].
 
     Not a mask of booleans: of that every layer would make this one anew.
     """
     places = torch.arange(num_pages * cache.page_size, device=num_tokens.device)
     mask = torch.zeros_like(places, dtype=cache.tensor.dtype)
-    return mask.masked_fill(places >= num_tokens[:, None], -torch.inf)[:, None, None, :]
+    return mask.masked_fill(places >= num_tokens[:, None], -torch.inf)
 
 
 class _Group(Protocol):
@@ -81,6 +88,10 @@ class _Group(Protocol):
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
         """Reads its rows of query [T, num_heads, head_dim] and its pages of the layer, writes its rows of output."""
+        ...
+
+    def attended(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What its own rows of query, alone and in order, attend to; of the same shape."""
         ...
 
 
@@ -93,7 +104,7 @@ class _StepAttention:
     def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self.cache.store(layer_index, self.slots, key, value)
         keys, values = self.cache.layer(layer_index)
-        if len(self.groups) == 1 and isinstance(self.groups[0], _Decodes):
+        if len(self.groups) == 1:
             # The usual step: every row belongs to the group, in the order of the rows.
             return self.groups[0].attended(query, keys, values)
         output = torch.empty_like(query)
@@ -104,22 +115,21 @@ class _StepAttention:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Several new tokens of one sequence. is_visible: [num_new, num_tokens]."""
+    """Several new tokens of one sequence. mask: [num_new, num_pages * page_size], added."""
 
-    start: int
-    end: int
-    num_tokens: int
+    rows: slice
     pages: Tensor
-    is_visible: Tensor
+    mask: Tensor
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
-        key = keys[self.pages].flatten(0, 1)[: self.num_tokens].transpose(0, 1)
-        value = values[self.pages].flatten(0, 1)[: self.num_tokens].transpose(0, 1)
-        heads = query[self.start : self.end].transpose(0, 1)
+        output[self.rows] = self.attended(query[self.rows], keys, values)
+
+    def attended(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        key, value = (pages.index_select(0, self.pages).flatten(0, 1).transpose(0, 1) for pages in (keys, values))
         attended = F.scaled_dot_product_attention(
-            heads[None], key[None], value[None], attn_mask=self.is_visible, enable_gqa=True
+            query.transpose(0, 1)[None], key[None], value[None], attn_mask=self.mask, enable_gqa=True
         )
-        output[self.start : self.end] = attended[0].transpose(0, 1)
+        return attended[0].transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,6 @@ class _Decodes:
         output[self.tokens] = self.attended(query[self.tokens], keys, values)
 
     def attended(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """For the group's own rows of query [B, num_heads, head_dim]: what they attend to, of the same shape."""
         key, value = self._gather(keys), self._gather(values)
         # The query heads that share a KV head take the place of the query tokens: nothing has to be repeated.
         grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])

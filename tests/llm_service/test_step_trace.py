@@ -1,4 +1,4 @@
-"""Decode steps that were recorded once: the tokens of transformers, whatever the batch looks like."""
+"""Steps that were recorded once: the tokens of transformers, whatever the batch looks like."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import pytest
 from engine_helpers import CASES, MakeEngine, Model, SteppedEngine, answer, new_sequence
 from torch import Tensor
 
-from llm_service.decode_trace import DecodeTrace
 from llm_service.model_runner import ModelRunner
 from llm_service.scheduler import Chunk
+from llm_service.step_trace import StepTrace
 
 
-class CountingTrace(DecodeTrace):
-    """Counts the steps that it computed, by their numbers of sequences."""
+class CountingTrace(StepTrace):
+    """Counts the calls for decodes, by their numbers of sequences."""
 
     def __init__(self, engine: SteppedEngine, model: Model) -> None:
         super().__init__(model.language, engine.cache)
         self.batches: list[int] = []
 
-    def logits(self, chunks: Seq[Chunk], token_ids: Seq[int]) -> Tensor:
+    def _decode_logits(self, chunks: Seq[Chunk], token_ids: Seq[Seq[int]]) -> Tensor:
         self.batches.append(len(chunks))
-        return super().logits(chunks, token_ids)
+        return super()._decode_logits(chunks, token_ids)
 
 
 def traced(engine: SteppedEngine, model: Model) -> CountingTrace:
@@ -31,7 +31,7 @@ def traced(engine: SteppedEngine, model: Model) -> CountingTrace:
     assert isinstance(runner, ModelRunner)
     trace = CountingTrace(engine, model)
     engine.runner = ModelRunner(
-        model.language, engine.cache, runner.attention, runner.sampler, runner.num_steps_ahead, decode_trace=trace
+        model.language, engine.cache, runner.attention, runner.sampler, runner.num_steps_ahead, trace=trace
     )
     engine.runner.prepare()
     return trace
@@ -46,8 +46,12 @@ def test_alone(model: Model, make_engine: MakeEngine, name: str) -> None:
     assert trace.batches == [1] * (len(case.expected) - 1)
 
 
-def test_batches_that_grow_shrink_and_are_preempted(model: Model, make_engine: MakeEngine) -> None:
-    engine = make_engine(page_size=4, num_pages=64)
+@pytest.mark.parametrize("prefill_chunk_tokens", [1, 3, 1024])
+def test_batches_that_grow_shrink_and_are_preempted(
+    model: Model, make_engine: MakeEngine, prefill_chunk_tokens: int
+) -> None:
+    """Steps hold decodes and several chunks of prompts, of one token and more, some of which reach the last one."""
+    engine = make_engine(page_size=4, num_pages=64, prefill_chunk_tokens=prefill_chunk_tokens)
     trace, sequences = traced(engine, model), [new_sequence(model.case(name)) for name in CASES]
     for sequence in sequences:
         engine.add(sequence)
@@ -60,7 +64,7 @@ def test_batches_that_grow_shrink_and_are_preempted(model: Model, make_engine: M
 
 
 def test_far_shorter_ones_are_not_padded_to_the_longest(model: Model, make_engine: MakeEngine) -> None:
-    """Three of one token beside one of many: group by group at first, recorded once they have come closer."""
+    """Three of one token beside one of many: two groups at first, one once they have come closer."""
     engine = make_engine(page_size=1)
     trace = traced(engine, model)
     by_length = sorted((model.case(name) for name in CASES), key=lambda case: case.prompt.num_tokens)
