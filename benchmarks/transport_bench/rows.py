@@ -15,7 +15,7 @@ from benchmarks.transport_bench.bare_link import time_bare_link
 from benchmarks.transport_bench.producer import FINGERPRINT, MESSAGE_BYTES, ProducerProcess
 from triptych.config import TransportSection
 from triptych.rpc.channels import ChannelPool
-from triptych.transport.fetcher import TensorFetcher
+from triptych.transport.fetcher import FetchedTensor, TensorFetcher
 from triptych.transport.host import host_id
 
 _WARM_UPS = 2
@@ -29,8 +29,9 @@ class Measured:
 
 
 async def time_fetches(lane: str, num_bytes: int, devices: tuple[str, str], repeats: int) -> Measured:
-    """ms of each fetch; details: of which the producer took until the tensor was on offer, and how long the consumer's
-    first read of it takes, and the second (lane shm: what a fetch hands out is mapped page by page when it is read).
+    """ms of each fetch; details: of which the producer took until the tensor was on offer, how long the consumer's
+    first read of it takes, and the second (lane shm: what a fetch hands out is mapped page by page when it is read),
+    and how long it takes to let go of the tensor before it.
     """
     transport = TransportSection(lanes=(lane,), link_timeout_s=30.0)
     torch.set_num_threads(1)
@@ -38,22 +39,29 @@ async def time_fetches(lane: str, num_bytes: int, devices: tuple[str, str], repe
     fetcher = TensorFetcher(channels, "consumer-1", host_id(), transport, FINGERPRINT, torch.device(devices[1]))
     try:
         with ProducerProcess(transport, devices[0], num_bytes) as producer:
-            samples, waits, reads = [], [], []
+            samples, waits, reads, drops = [], [], [], []
+            fetched: FetchedTensor | None = None
             for _ in range(repeats + _WARM_UPS):
-                ticket = producer.ticket()
+                ticket, previous = producer.ticket(), fetched
                 start_s = time.perf_counter()
                 fetched = await fetcher.fetch(ticket, timeout_s=60)
-                samples.append((time.perf_counter() - start_s) * 1e3)
+                end_s = time.perf_counter()
+                samples.append((end_s - start_s) * 1e3)
+                del previous  # Unmapped now, when the clock of the fetch has stopped.
+                drops.append((time.perf_counter() - end_s) * 1e3)
                 waits.append(fetched.wait_s * 1e3)
                 assert fetched.lane == lane
                 reads.append((_read_ms(fetched.tensor), _read_ms(fetched.tensor)))
+            assert fetched is not None
             assert torch.equal(fetched.tensor.cpu().view(torch.int16), producer.tensor().view(torch.int16))
     finally:
         await fetcher.close()
         await channels.close()
     best_gb_s = num_bytes / min(samples) / 1e6
-    wait_ms = sorted(waits[_WARM_UPS:])[repeats // 2]
-    first_read_ms, next_read_ms = (sorted(each[_WARM_UPS:])[repeats // 2] for each in zip(*reads, strict=True))
+    first_reads, next_reads = zip(*reads, strict=True)
+    wait_ms, first_read_ms, next_read_ms, drop_ms = (
+        sorted(each[_WARM_UPS:])[repeats // 2] for each in (waits, first_reads, next_reads, drops)
+    )
     details = {
         "num_bytes": num_bytes,
         "first_ms": samples[0],
@@ -61,6 +69,7 @@ async def time_fetches(lane: str, num_bytes: int, devices: tuple[str, str], repe
         "best_gb_s": round(best_gb_s, 3),
         "first_read_ms": round(first_read_ms, 3),
         "next_read_ms": round(next_read_ms, 3),
+        "drop_ms": round(drop_ms, 3),
     }
     return Measured(samples[_WARM_UPS:], details)
 
