@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from triptych.errors import InvalidRequest
@@ -65,10 +64,10 @@ class Prompt:
         _check_token_ids(token_ids, config)
         _check_spans(token_ids[:num_given], media, config)
         grids = [MediaGrid(span.kind, span.grid, span.second_per_grid_t) for span in media]
-        given, _ = mrope_positions(token_ids[:num_given], grids, config)
+        given = mrope_positions(token_ids[:num_given], grids, config)[0].numpy()
         # Where the engine put them: one after the other, whatever their ids.
-        generated = given[:, -1:] + torch.arange(1, num_generated + 1)
-        return cls(tuple(token_ids), tuple(media), torch.cat([given, generated], dim=1).numpy(), num_generated)
+        generated = given[:, -1:] + np.arange(1, num_generated + 1)
+        return cls(tuple(token_ids), tuple(media), np.concatenate([given, generated], axis=1), num_generated)
 
 
 def _check_token_ids(token_ids: Sequence[int], config: ModelConfig) -> None:
