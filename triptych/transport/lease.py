@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 
 import torch
 
-from triptych.errors import DeadlineExceeded, TriptychError
+from triptych.errors import TriptychError
 from triptych.transport.lease_entry import (
     Entry,
     Lease,
@@ -31,9 +31,10 @@ from triptych.transport.lease_entry import (
     expired_error,
     let_go,
     released_error,
-    unknown_error,
     wake,
 )
+from triptych.transport.lease_ledger import LeaseLedger
+from triptych.transport.lease_wait import wait_until_made
 from triptych.v1.tensor_pb2 import PrefillOutcome
 
 __all__ = ["Lease", "LeaseCounts", "LeaseTable"]
@@ -55,14 +56,9 @@ class LeaseTable:
         self._unknown_ticket_wait_s = unknown_ticket_wait_s
         self._clock = clock
         self._entries: dict[str, Entry] = {}
-        # id(tensor) -> [leases on it, bytes]; the leases keep the tensors alive, so the ids stay unique.
-        self._tensors: dict[int, list[int]] = {}
         self._early: deque[str] = deque()
+        self._ledger = LeaseLedger()
         self._is_closed = False
-        self._num_held = 0
-        self._granted = 0
-        self._released = 0
-        self._expired = 0
 
     # What the producer says.
 
@@ -98,16 +94,13 @@ class LeaseTable:
         """
         lease = Lease(ticket_id, tensor, outcome, on_release)
         entry = self._entries.get(ticket_id)
-        self._granted += 1
         if self._is_closed or (entry is not None and entry.state not in (State.WANTED, State.PENDING)):
-            self._released += 1
+            self._ledger.note_refused()
             let_go(lease)
             return
         entry = entry or self._new_entry(ticket_id, State.HELD)
         entry.state, entry.lease, entry.expires_at = State.HELD, lease, self._clock() + self._lease_s
-        self._num_held += 1
-        share = self._tensors.setdefault(id(tensor), [0, tensor.nbytes])
-        share[0] += 1
+        self._ledger.note_held(tensor)
         wake(entry)
 
     def fail(self, ticket_id: str, error: TriptychError) -> None:
@@ -129,24 +122,14 @@ class LeaseTable:
         Raises the error given to `fail`; NotFound for a ticket that was released, ran out, or is not announced within
         unknown_ticket_wait_s; DeadlineExceeded after `timeout_s`; Unavailable when the table is closed.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        unknown_deadline = loop.time() + self._unknown_ticket_wait_s
         if self._is_closed:
             raise closed_error()
         entry = self._entries.get(ticket_id) or self._new_entry(ticket_id, State.WANTED)
-        while entry.state in (State.WANTED, State.PENDING):
-            is_unknown = entry.state is State.WANTED
-            try:
-                async with asyncio.timeout_at(min(deadline, unknown_deadline) if is_unknown else deadline):
-                    await self._changed(entry)
-            except TimeoutError:
-                if entry.state in (State.WANTED, State.PENDING) and loop.time() >= deadline:
-                    raise DeadlineExceeded(
-                        f"the tensor of ticket {ticket_id} was not ready within {timeout_s:.3g} s"
-                    ) from None
-                if entry.state is State.WANTED:
-                    raise unknown_error(ticket_id, self._unknown_ticket_wait_s) from None
+        try:
+            await wait_until_made(entry, timeout_s, self._unknown_ticket_wait_s)
+        finally:
+            if entry.state is State.WANTED and not entry.waiters:  # The last one to wait for it forgets it.
+                self._entries.pop(ticket_id, None)
         if entry.error is not None:
             raise copy.copy(entry.error)
         assert entry.lease is not None
@@ -226,7 +209,7 @@ class LeaseTable:
         """True as soon as nothing is held or announced, False if that took longer than `timeout_s` (for draining)."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while self._num_held > 0 or self.counters().pending > 0:
+        while self._ledger.num_held > 0 or self.counters().pending > 0:
             if loop.time() >= deadline:
                 return False
             await asyncio.sleep(min(0.05, timeout_s))
@@ -243,14 +226,9 @@ class LeaseTable:
 
     def counters(self) -> LeaseCounts:
         entries = self._entries.values()
-        return LeaseCounts(
-            held_leases=self._num_held,
-            held_bytes=sum(num_bytes for _, num_bytes in self._tensors.values()),
+        return self._ledger.counts(
             pinned_leases=sum(entry.num_pins > 0 for entry in entries),
             pending=sum(entry.state is State.PENDING for entry in entries),
-            granted=self._granted,
-            released=self._released,
-            expired=self._expired,
         )
 
     def _new_entry(self, ticket_id: str, state: State) -> Entry:
@@ -266,17 +244,6 @@ class LeaseTable:
                 del self._entries[oldest.ticket_id]
         return self._new_entry(ticket_id, State.WANTED)
 
-    async def _changed(self, entry: Entry) -> None:
-        """Return after the next change of `entry`; the last one to stop waiting for an unknown ticket forgets it."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry.waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            entry.waiters.discard(waiter)
-            if entry.state is State.WANTED and not entry.waiters:
-                self._entries.pop(entry.ticket_id, None)
-
     def _drop_when_unread(self, entry: Entry, error: TriptychError) -> None:
         """HELD -> GONE now, or at the last unpin. The first reason stays."""
         entry.error = entry.error or error
@@ -287,13 +254,7 @@ class LeaseTable:
         lease = entry.lease
         assert entry.state is State.HELD and lease is not None and entry.num_pins == 0 and entry.error is not None
         entry.lease = None
-        self._num_held -= 1
-        self._expired += is_expired
-        self._released += not is_expired
-        share = self._tensors[id(lease.tensor)]
-        share[0] -= 1
-        if share[0] == 0:
-            del self._tensors[id(lease.tensor)]
+        self._ledger.note_dropped(lease.tensor, is_expired=is_expired)
         self._bury(entry, entry.error)
         let_go(lease)
 
