@@ -48,7 +48,7 @@ class ShardedLanguageModel(LanguageModel):
         """This rank's logits [N, vocab / size] to those of all ranks [N, vocab]."""
         gathered = self.collectives.all_gather(own).transpose(0, 1)
         if out is None:
-            return gathered.reshape(len(own), -1)
+            return gathered.flatten(1)
         out.view(gathered.shape).copy_(gathered)
         return out
 
