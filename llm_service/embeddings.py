@@ -14,7 +14,7 @@ from torch import Tensor
 from llm_service.arrivals import Arrivals, Supply
 from llm_service.embedder import Embedder, MediaInput
 from llm_service.request import GenerationRequest
-from llm_service.stage_spans import note_transfer
+from llm_service.stage_spans import note_embedding_transfer
 from triptych.errors import FailedPrecondition, IntegrityError, InvalidRequest, TriptychError
 from triptych.rpc.deadline import Deadline
 from triptych.switch import SWITCH
@@ -149,7 +149,7 @@ class EmbeddingSource:
         self, request: GenerationRequest, index: int, ticket: Ticket, timeout_s: float
     ) -> FetchedTensor:
         fetched = await self._fetcher.fetch(ticket, timeout_s=timeout_s)
-        note_transfer("embedding_transfer", fetched)
+        note_embedding_transfer(fetched)
         self._check(request, index, fetched.tensor)
         return fetched
 

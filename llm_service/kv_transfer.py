@@ -13,7 +13,7 @@ from llm_service.kv_cache import PageShape
 from llm_service.page_landing import PageLanding
 from llm_service.prompt import Prompt
 from llm_service.sequence import FinishReason, Sequence
-from llm_service.stage_spans import note_transfer
+from llm_service.stage_spans import note_kv_transfer
 from triptych.errors import FailedPrecondition, IntegrityError
 from triptych.rpc.deadline import Deadline
 from triptych.transport.fetcher import TensorFetcher
@@ -62,6 +62,7 @@ class _Fetched:
     """What is kept of a part whose pages have landed. offered_s, ended_s: on the monotonic clock."""
 
     lane: str
+    num_bytes: int
     outcome: PrefillOutcome | None
     offered_s: float
     ended_s: float
@@ -99,7 +100,9 @@ class KvTransfer:
             )
         reason = FinishReason(outcome.finish_reason) if outcome.finish_reason else None
         sequence.take_over(outcome.first_token_id, landing.pages())
-        return KvArrival(last.lane, max(item.ended_s for item in fetched) - last.offered_s, reason)
+        ended_s = max(item.ended_s for item in fetched)
+        note_kv_transfer(last.lane, last.offered_s, ended_s, sum(item.num_bytes for item in fetched))
+        return KvArrival(last.lane, ended_s - last.offered_s, reason)
 
     async def _fetch_parts(
         self, ticket: Ticket, parts: Seq[TicketPart], landing: PageLanding, num_here: int, timeout_s: float
@@ -127,6 +130,5 @@ class KvTransfer:
         first_row = max(num_here - part.first_row, 0)
         fetched = await self._fetcher.fetch(part.ticket, first_row=first_row, timeout_s=timeout_s)
         offered_s = time.monotonic() - fetched.seconds
-        note_transfer("kv_transfer", fetched)
         await landing.put(part, fetched.tensor)
-        return _Fetched(fetched.lane, fetched.outcome, offered_s, time.monotonic())
+        return _Fetched(fetched.lane, fetched.tensor.nbytes, fetched.outcome, offered_s, time.monotonic())

@@ -9,17 +9,22 @@ from triptych.telemetry.request_scope import note_span
 from triptych.transport.fetcher import FetchedTensor
 
 
-def note_transfer(name: str, fetched: FetchedTensor) -> None:
-    """A tensor came this moment; the wait for its producer is not part of the span."""
+def note_embedding_transfer(fetched: FetchedTensor) -> None:
+    """A picture's embedding came this moment; the wait for its producer is not part of the span."""
     now_s = time.monotonic()
     note_span(
-        name,
+        "embedding_transfer",
         now_s - fetched.seconds,
         now_s,
         lane=fetched.lane,
         num_bytes=fetched.tensor.nbytes,
         wait_s=fetched.wait_s,
     )
+
+
+def note_kv_transfer(lane: str, offered_s: float, ended_s: float, num_bytes: int) -> None:
+    """A prompt's pages are here. offered_s: the last of them were offered; num_bytes: of all."""
+    note_span("kv_transfer", offered_s, ended_s, lane=lane, num_bytes=num_bytes)
 
 
 def note_prefill(sequence: Sequence) -> None:

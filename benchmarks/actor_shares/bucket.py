@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-# What is saved up while a process does nothing, in seconds of its share: no head start after a rest.
-_SAVED_S = 0.02
+# What is saved up while a process does nothing or waits for a core, in seconds of its share: enough that others on the
+# machine cost it nothing for so long, too little for a head start after a rest.
+_SAVED_S = 0.1
 
 
 class ShareBucket:

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.actor_shares.calibration import cpu_s_per_request
 from benchmarks.role_shift.figures import figures, ratios
 from benchmarks.role_shift.trace import LONG, MAX_TOKENS, make_message, make_trace
-from benchmarks.shift.run import run_trace
+from benchmarks.shift.run import TIMEOUT_S, run_trace
 from router.control.cluster import Cluster
 from router.control.membership import StageName
 from router.server import RouterServer
@@ -31,7 +31,7 @@ from triptych.config import DeploymentConfig
 
 # Of a core, for each actor; decode actors that the long answers need; answers that one decode actor has room for, as a
 # GPU's memory would limit it.
-SHARE = 0.1
+SHARE = 0.2
 NUM_NEEDED = 1.9
 MAX_STREAMS = 16
 
@@ -50,6 +50,7 @@ def configuration(role_policy: str) -> DeploymentConfig:
             "scaling": {"decode": {"max_streams": MAX_STREAMS}, "roles": {"policy": role_policy}},
             # A process that has to wait for a core is not dead.
             "control": {"keep_both_halves": True, "health_timeout_s": 30.0},
+            "defaults": {"timeout_s": TIMEOUT_S},
         },
         environment={},
     )
@@ -88,7 +89,7 @@ async def measure(seed: int, save: Callable[[dict[str, Any]], None]) -> None:
 
 def print_row(name: str, row: dict[str, Any]) -> None:
     print(
-        f"{name:<7} failed {row['num_failed']}   begun again {row['num_begun_again']}   latency "
+        f"{name:<7} failed {row['num_failed']} {row['errors'] or ''}   begun again {row['num_begun_again']}   latency "
         f"{row['latency_median_s']:.1f} s, mean {row['latency_mean_s']:.1f}   TTFT {row['ttft_median_s']:.2f} s   TPOT "
         f"{row['tpot_median_ms']:.1f} ms, mean {row['tpot_mean_ms']:.1f}   all done after {row['seconds']:.0f} s"
     )

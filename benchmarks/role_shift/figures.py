@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ def figures(run: Run) -> dict[str, Any]:
     return {
         "num_requests": len(run.served),
         "num_failed": sum(bool(served.error) for served in run.served),
+        "errors": dict(Counter(served.error for served in run.served if served.error)),
         "num_begun_again": sum(served.attempts > 1 for served in run.served),
         **_times(run.served),
         "phases": {phase: _times([one for one in run.served if one.phase == phase]) for phase in (SHORT, LONG)},

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.actor_shares.calibration import cpu_s_per_request
 from benchmarks.shift.figures import figures
-from benchmarks.shift.run import STAGES, run_trace
+from benchmarks.shift.run import STAGES, TIMEOUT_S, run_trace
 from benchmarks.shift.trace import (
     LONG_ANSWERS,
     PICTURE_PATCHES,
@@ -79,6 +79,7 @@ def configuration(fewest: int, most: int, work_per_s: Mapping[str, float]) -> De
             "scaling": {**SCALING, **bounds},
             # A process that has to wait for a core is not dead.
             "control": {"health_timeout_s": 30.0},
+            "defaults": {"timeout_s": TIMEOUT_S},
         },
         environment={},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ def figures(run: Run, settings: ScalingSection) -> dict[str, Any]:
     return {
         "num_requests": len(run.served),
         "num_failed": sum(bool(served.error) for served in run.served),
+        "errors": dict(Counter(served.error for served in run.served if served.error)),
         "num_begun_again": sum(served.attempts > 1 for served in run.served),
         "attained": sum(is_in_time(served, settings) for served in run.served) / len(run.served),
         "actor_seconds": {str(stage): round(run.actor_seconds[stage], 1) for stage in STAGES},

@@ -19,7 +19,7 @@ from triptych.errors import TriptychError
 STAGES = (StageName.ENCODER, StageName.PREFILL, StageName.DECODE)
 _LOOK_S = 0.1
 # Longer than any queue here.
-_TIMEOUT_S = 300.0
+TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ async def run_trace(
     """Brings the system up, sends the trace as it is timed, and takes it down. share: of a core, for each actor."""
     server, run = RouterServer(config, cluster), Run()
     try:
-        async with AsyncClient(await server.start(), timeout_s=_TIMEOUT_S) as client, ActorShares(client, share):
+        async with AsyncClient(await server.start(), timeout_s=TIMEOUT_S) as client, ActorShares(client, share):
             await client.ask("Warm up.", max_tokens=2)
             begin_s = time.monotonic()
             watching = asyncio.create_task(_watch(server, run, begin_s))
