@@ -114,5 +114,18 @@ def error_class(status: grpc.StatusCode) -> type[TriptychError]:
     return next((cls for cls, (code, _) in STATUS_CODES.items() if code is status), TriptychError)
 
 
+def without_frames(error: TriptychError) -> TriptychError:
+    """`error`, of which nothing is left to be seen but its message: neither it nor what it came from has a traceback.
+
+    Who keeps an error keeps the frames it went through, and by them the frames that called these, with all that is in
+    them; where one of them holds the error itself, until the garbage collector comes.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
+
+
 def _row(cls: type[TriptychError]) -> tuple[grpc.StatusCode, int]:
     return next(STATUS_CODES[ancestor] for ancestor in cls.__mro__ if ancestor in STATUS_CODES)

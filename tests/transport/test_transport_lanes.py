@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,26 @@ async def test_no_common_lane_says_who_offers_what(make_pair: Any) -> None:
         with pytest.raises(FailedPrecondition, match=r"serves .*grpc.*transport\.lanes allows shm"):
             await pair.fetcher.fetch(ticket, timeout_s=5)
     await pair.settle()
+
+
+@pytest.mark.parametrize("lanes", [("shm", "grpc"), ("shm", "gloo", "grpc")], ids=" ".join)
+async def test_a_lane_that_failed_keeps_nothing_of_what_came_over_the_next(make_pair: Any, lanes: Any) -> None:
+    """A tensor goes when its owner lets go of it: its memory may be a slab's that others wait for."""
+    pair = await make_pair(lanes=("grpc",), consumer=TRANSPORT.model_copy(update={"lanes": lanes}))
+    tensor = torch.randn(3, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        ticket = pair.ticket(tensor, lanes=lanes)
+        pair.leases.grant(ticket.ticket_id, tensor)
+        fetched = await pair.fetcher.fetch(ticket, timeout_s=5)
+        assert fetched.lane == "grpc"
+        arrived = weakref.ref(fetched.tensor)
+        del fetched
+        await pair.settle()
+        assert arrived() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_producer_without_the_wanted_lane_refuses_and_the_next_one_is_tried(make_pair: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from triptych.config import TransportSection
-from triptych.errors import FailedPrecondition
+from triptych.errors import FailedPrecondition, without_frames
 from triptych.rpc.channels import ChannelPool
 from triptych.rpc.deadline import Deadline
 from triptych.transport.device_id import with_index
@@ -122,7 +122,8 @@ class TensorFetcher:
                 logger.info("lane %s to %s is being set up", lane.name, order.ticket.producer_id)
                 continue
             except LaneFailure as failure:
-                error = failure.error
+                # This frame will hold the tensor that comes over the next lane.
+                error = without_frames(failure.error)
                 self._note_failure(lane.name, failure, order.ticket)
                 continue
             return self._note_arrival(lane.name, arrival, order.ticket, time.monotonic() - start_s - arrival.wait_s)
