@@ -2,8 +2,8 @@
 
 Three runs of the same trace, one after the other, each on fresh actors of the small model: by the policy, fixed at one
 actor a stage, fixed at the most that the policy may have. An actor is to be a device with a rate of its own: each has a
-share of a core, whatever else runs. What requests cost a stage is measured first, and the rates of the trace are set by
-that: every phase comes to its height at so many actors of one stage. A decode actor has room for few answers, as a
+share of a core, whatever else runs. What one actor a stage gets done is measured first, and sets the rates of the
+trace: every phase comes to its height at so many actors of one stage. A decode actor has room for few answers, as a
 GPU's memory would limit it. SLO attainment is by the settings below.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.actor_shares.calibration import cpu_s_per_request
+from benchmarks.actor_shares.calibration import requests_per_s
 from benchmarks.shift.figures import figures
 from benchmarks.shift.run import STAGES, TIMEOUT_S, run_trace
 from benchmarks.shift.trace import (
@@ -33,7 +33,6 @@ from benchmarks.shift.trace import (
     some_messages,
 )
 from router.control.cluster import Cluster
-from router.control.membership import StageName
 from router.server import RouterServer
 from triptych.client import AsyncClient
 from triptych.config import DeploymentConfig
@@ -44,12 +43,12 @@ MOST = 3
 SHARE = 0.15
 HEIGHT = 1.7
 _REST_PER_S = 0.5
-_SAMPLES = 8
+_SAMPLES = 2 * 8
 SCALING: dict[str, Any] = {
     "interval_s": 1.0,
     "ttft_s": 2.0,
     "tpot_s": 0.08,
-    "target_utilization": 0.35,
+    "target_utilization": 0.45,
     "smoothing_s": 1.5,
     "start_s": 4.0,
     "up_cooldown_s": 3.0,
@@ -57,8 +56,6 @@ SCALING: dict[str, Any] = {
     "down_window_s": 10.0,
 }
 MAX_STREAMS = 8
-# The stage that a phase is for.
-STAGE_OF = {TEXT: StageName.PREFILL, PICTURES: StageName.ENCODER, LONG_ANSWERS: StageName.DECODE}
 
 
 def configuration(fewest: int, most: int, work_per_s: Mapping[str, float]) -> DeploymentConfig:
@@ -92,12 +89,9 @@ async def calibrate(cluster: Cluster, seed: int) -> dict[str, float]:
     try:
         async with AsyncClient(await server.start(), timeout_s=60.0) as client:
             for phase in nothing[:-1]:
-                num_at_once = MAX_STREAMS if phase.name == LONG_ANSWERS else 1
                 messages = some_messages(phase, _SAMPLES + 1, seed)
-                cost = await cpu_s_per_request(client, messages, phase.max_tokens, num_at_once)
-                rates[phase.name] = SHARE / cost[STAGE_OF[phase.name]]
-                costs = "  ".join(f"{stage} {1e3 * seconds:.1f}" for stage, seconds in cost.items() if seconds)
-                print(f"{phase.name:<13} CPU ms a request: {costs}", flush=True)
+                rates[phase.name] = await requests_per_s(client, messages, phase.max_tokens, SHARE)
+                print(f"{phase.name:<13} one actor: {rates[phase.name]:.2f} requests a second", flush=True)
     finally:
         await server.stop()
     return rates
