@@ -12,13 +12,29 @@ from triptych.config.scaling import ScalingSection
 SETTINGS = ScalingSection(ttft_s=1.0, ttft_per_prompt_token_s=0.001, tpot_s=0.1)
 
 
-def test_a_busy_span_is_a_measurement_up_and_down() -> None:
+def test_what_busy_actors_do_outweighs_what_was_believed() -> None:
     meter = CapacityMeter(1_000.0)
-    meter.note("a", 0.0, done=0, pending=5_000)
-    meter.note("a", 2.0, done=600, pending=4_400)
-    assert meter.work_per_s == 300.0, "the first measurement replaces what was configured"
-    meter.note("a", 3.0, done=1_100, pending=3_000)
-    assert 300.0 < meter.work_per_s < 500.0
+    for second in range(21):
+        meter.note("a", float(second), done=300 * second, pending=5_000)
+    assert meter.work_per_s == pytest.approx(300.0, rel=0.05)
+    for second in range(21, 42):
+        meter.note("a", float(second), done=300 * 20 + 500 * (second - 20), pending=5_000)
+    assert meter.work_per_s == pytest.approx(500.0, rel=0.05)
+
+
+def test_a_batch_that_ends_in_a_span_was_not_done_in_it() -> None:
+    meter = CapacityMeter(300.0)
+    # Batches of 900 take three seconds; the counter moves when one of them ends.
+    for second in range(31):
+        meter.note("a", float(second), done=900 * (second // 3), pending=5_000)
+        assert meter.work_per_s == pytest.approx(300.0)
+
+
+def test_of_an_idle_span_only_what_came_in_it_counts() -> None:
+    meter = CapacityMeter(1_000.0)
+    meter.note("a", 0.0, done=0, pending=1_400)
+    meter.note("a", 1.0, done=1_600, pending=0)
+    assert meter.work_per_s == 1_000.0, "1,400 of them may have been nearly done before"
 
 
 def test_of_an_idle_span_only_the_least_is_known() -> None:

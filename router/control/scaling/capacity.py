@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-# Weight of the newest measurement.
-_WEIGHT = 0.2
+# So many seconds of work outweigh what was believed before: enough batches that it does not matter in which span one of
+# them ends.
+_MEMORY_S = 5.0
 # Of less time the counters, which move by whole batches, say little.
 _SHORTEST_S = 0.5
 
@@ -18,15 +20,15 @@ class _Reading:
 
 
 class CapacityMeter:
-    """Work a second of one actor of a stage; `initial` until something was measured.
+    """Work a second of one actor of a stage; `initial` counts until actors were busy for some seconds.
 
     An actor that had more to do at the beginning of a span than it did in it was busy all the time: what it did then is
-    a measurement. Of any other span the capacity is at least what was done.
+    a measurement. Of any other span the capacity is at least what came and was done in it: of what was there at its
+    beginning the greater part may have been done before, since counters move by whole batches.
     """
 
     def __init__(self, initial: float) -> None:
         self._work_per_s = initial
-        self._is_measured = False
         self._readings: dict[str, _Reading] = {}
 
     @property
@@ -38,16 +40,18 @@ class CapacityMeter:
         before = self._readings.get(actor_id)
         if before is not None and at_s - before.at_s < _SHORTEST_S:
             return
+        if before is not None and done == before.done and before.pending and pending:
+            # In the midst of a batch: the span ends with it, or the batch would seem to be done in no time.
+            return
         self._readings[actor_id] = _Reading(at_s, done, pending)
         if before is None or done <= before.done:
             return
-        rate = (done - before.done) / (at_s - before.at_s)
-        if before.pending >= done - before.done:
-            weight = _WEIGHT if self._is_measured else 1.0
-            self._work_per_s += weight * (rate - self._work_per_s)
-            self._is_measured = True
-        elif rate > self._work_per_s:
-            self._work_per_s = rate
+        span_s, num_done = at_s - before.at_s, done - before.done
+        if before.pending >= num_done:
+            weight = 1.0 - math.exp(-span_s / _MEMORY_S)
+            self._work_per_s += weight * (num_done / span_s - self._work_per_s)
+            return
+        self._work_per_s = max(self._work_per_s, (num_done - before.pending) / span_s)
 
     def retain(self, actor_ids: set[str]) -> None:
         """Forgets actors that are gone."""

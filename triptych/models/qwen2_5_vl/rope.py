@@ -17,8 +17,9 @@ def mrope_positions(token_ids: Sequence[int], media: Sequence[MediaGrid], config
 
     Generated token i of the sequence (counted from 0, prompt included) has the position i + delta on all three axes.
     `media` is in prompt order; each item must meet its run of placeholder tokens, or InvalidRequest is raised.
-    Equal to `Qwen2_5_VLModel.get_rope_index` of transformers 5: text counts up by one, a picture or video spans its
-    merged grid from the position it starts at, and the text after it goes on at start + max(height, width).
+    Equal to `Qwen2_5_VLModel.get_rope_index` of transformers 5.23: text counts up by one, a picture or video spans its
+    merged grid from the position it starts at, and the text after it goes on at start + max(height, width). (5.17 cuts
+    the seconds of a video's grid to whole ones, and so places most videos' frames otherwise.)
     """
     tokens = np.asarray(token_ids, dtype=np.int64)
     if tokens.ndim != 1 or tokens.size == 0:
