@@ -48,7 +48,7 @@ SCALING: dict[str, Any] = {
     "interval_s": 1.0,
     "ttft_s": 2.0,
     "tpot_s": 0.08,
-    "target_utilization": 0.45,
+    "target_utilization": 0.4,
     "smoothing_s": 1.5,
     "start_s": 4.0,
     "up_cooldown_s": 3.0,
