@@ -7,29 +7,26 @@ import time
 from array import array
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from llm_service.attention.base import StepLayout
 from llm_service.attention.triton import (
     DENSE_MIN_TOKENS,
     PREFILL_TILING,
-    StepShape,
     TritonStep,
     kind_of_chunk,
     warm_dense_attention,
 )
 from llm_service.decode_graphs import DecodeGraphs
 from llm_service.fused_sampler import FusedSampler
+from llm_service.fused_step import FusedStep
 from llm_service.kernel_warm_up import KernelUses, Task, compiling_side_by_side
 from llm_service.kv_cache import PagedKvCache
 from llm_service.layer_marks import LayerMarks
-from llm_service.logprobs import StepLogprobs, TokenLogprob
+from llm_service.packed_fields import PackedFields
 from llm_service.page_pool import PAGE_TYPECODE
 from llm_service.prompt import Prompt
 from llm_service.prompt_buckets import PromptBucket
@@ -38,8 +35,8 @@ from llm_service.runner import LayerWatch, Progress
 from llm_service.scheduler import Chunk
 from llm_service.sequence import Sequence
 from llm_service.step_choice import StepChoice, moves_of_many, moves_of_one
-from llm_service.step_inputs import fill_decodes, fill_prefills, lay_over_media, slots_of, token_specs
-from llm_service.upload import Array, FieldSpec, Upload, array_specs, bytes_of
+from llm_service.step_inputs import lay_over_media
+from llm_service.upload import Array
 from triptych.errors import InvalidRequest
 from triptych.kernels.decode_attention import DecodePlan, choose_plan
 from triptych.models.qwen2_5_vl.fused import FusedLanguageModel, PackedAttention
@@ -47,7 +44,6 @@ from triptych.sampling import SamplingParameters
 
 logger = logging.getLogger(__name__)
 
-_FIRST_UPLOAD_BYTES = 1 << 20
 # Batch sizes whose steps are measured in several ways; those between follow the next of them.
 _TUNED_BATCHES = (1, 32, 64, 128)
 # Most seconds for that, kernels compiled for it included, and for the warm-up.
@@ -55,29 +51,6 @@ _MAX_TUNING_S = 2.5
 _MAX_WARM_UP_S = 3.0
 # cuBLAS chooses its kernel by the number of tokens; up to so many it is asked for each 128 of them.
 _FINE_WARM_UP_TOKENS = 4_096
-
-
-@dataclass(frozen=True)
-class _FusedStep:
-    """A step on its way. rows: for each chunk its row of `tokens`, None for those that are not sampled."""
-
-    chunks: list[Chunk]
-    rows: list[int | None]
-    tokens: NDArray[np.int64]
-    step_logprobs: StepLogprobs | None
-    done: torch.cuda.Event | None
-    marks: LayerMarks | None
-
-    def read(self) -> list[int | None]:
-        if self.marks is not None:
-            self.marks.report()
-        if self.done is not None:
-            self.done.synchronize()
-        tokens = self.tokens.tolist()
-        return [None if row is None else tokens[row] for row in self.rows]
-
-    def logprobs(self) -> Mapping[Sequence, TokenLogprob]:
-        return self.step_logprobs.read() if self.step_logprobs is not None else {}
 
 
 class FusedModelRunner:
@@ -108,7 +81,7 @@ class FusedModelRunner:
         self._max_sequence_tokens = max_sequence_tokens
         self._max_step_tokens = max_step_tokens
         device = cache.device
-        self._upload = Upload(_FIRST_UPLOAD_BYTES, device)
+        self._packed_fields = PackedFields(cache)
         # Row i is what the newest step sampled for its i-th sampled chunk.
         self._sampled = torch.zeros(max_batch, dtype=torch.int64, device=device)
         self._row_of: dict[Sequence, int] = {}
@@ -208,7 +181,7 @@ class FusedModelRunner:
         return choose_plan(num_decodes, self.cache.shape.num_kv_heads, self._max_sequence_tokens)
 
     @torch.inference_mode()
-    def launch(self, chunks: list[Chunk], watch: LayerWatch | None = None) -> _FusedStep:
+    def launch(self, chunks: list[Chunk], watch: LayerWatch | None = None) -> FusedStep:
         """Begins a step; replays of graphs tell nothing of their layers. Raises InvalidRequest for a prompt whose
         positions are higher than the model's."""
         for chunk in chunks:
@@ -263,9 +236,7 @@ class FusedModelRunner:
         """Prompts, with whatever decodes beside them, kernel by kernel: the host is done before the device is."""
         last_rows = [end - 1 for end in accumulate(chunk.num_new_tokens for chunk in chunks)]
         sampled = [(row, chunk.sequence) for row, chunk in zip(last_rows, chunks, strict=True) if chunk.is_sampled]
-        fields, special_fields, shape = self._send(
-            chunks, [row for row, _ in sampled], [sequence for _, sequence in sampled], special
-        )
+        fields, special_fields, shape = self._packed_fields.send(chunks, sampled, self._row_of, special)
         embeddings = self._embed(fields)
         first_row = 0
         for chunk in chunks:
@@ -284,51 +255,12 @@ class FusedModelRunner:
                 self.sampler.resample(logits, fields, special_fields, self._sampled)
         return _rows_of_sampled(chunks)
 
-    def _send(
-        self,
-        chunks: list[Chunk],
-        sampled_rows: list[int],
-        sampled: list[Sequence],
-        special: Mapping[str, Array],
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], StepShape]:
-        """Fields of the step and of its special rows, on the device."""
-        page_size = self.cache.page_size
-        num_decodes = sum(chunk.num_new_tokens == 1 for chunk in chunks)
-        layout = StepLayout(
-            slots=np.concatenate([slots_of(chunk, page_size) for chunk in chunks]),
-            num_new_tokens=[chunk.num_new_tokens for chunk in chunks],
-            num_tokens=[chunk.end for chunk in chunks],
-            block_tables=[chunk.block_table for chunk in chunks],
-        )
-        shape = StepShape.of(layout, self.cache.device)
-        specs: dict[str, FieldSpec] = {
-            **token_specs(shape.num_tokens),
-            **shape.specs(),
-            **FusedSampler.specs(len(sampled)),
-            "sampled_rows": ((len(sampled),), torch.int64),
-            **array_specs(special),
-        }
-        if bytes_of(specs) > self._upload.num_bytes:
-            self._upload = Upload(2 * bytes_of(specs), self.cache.device)
-        fields = self._upload.fields(specs)
-        self._upload.begin()
-        host = fields.host[self._upload.turn]
-        fill_decodes(chunks[:num_decodes], page_size, self._row_of, host)
-        fill_prefills(chunks[num_decodes:], page_size, num_decodes, host)
-        shape.fill(layout, host)
-        FusedSampler.fill(sampled, host)
-        host["sampled_rows"][:] = sampled_rows
-        for name, values in special.items():
-            host[name][...] = values
-        self._upload.send(fields.num_bytes)
-        return fields.device, {name: fields.device[name] for name in special}, shape
-
     def _embed(self, fields: Mapping[str, Tensor]) -> Tensor:
         token_ids = fields["token_ids"]
         pending = self._sampled.index_select(0, fields["sources"])
         return self.model.embed(torch.where(token_ids < 0, pending, token_ids))
 
-    def _returning(self, chunks: list[Chunk], rows: list[int | None], marks: LayerMarks | None) -> _FusedStep:
+    def _returning(self, chunks: list[Chunk], rows: list[int | None], marks: LayerMarks | None) -> FusedStep:
         """Starts the copy of the sampled tokens to the host."""
         num_rows = max((row + 1 for row in rows if row is not None), default=0)
         self._turn = (self._turn + 1) % len(self._results)
@@ -341,7 +273,7 @@ class FusedModelRunner:
         if self.cache.device.type == "cuda":
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        return _FusedStep(chunks, rows, result.numpy(), logprobs, done, marks)
+        return FusedStep(chunks, rows, result.numpy(), logprobs, done, marks)
 
     def _check_positions(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
